@@ -1,0 +1,1 @@
+"""From files and simulators to batches: numpy, tf.data and TFDS. Never jax, never vdt."""

@@ -1,0 +1,129 @@
+"""Checkpoints: Orbax saves the whole state in the background; a run starts where the newest complete one ends."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vdt.sharding import path_name
+
+
+class State(NamedTuple):
+  """All of a run: parameters, their average, the optimizer's state, and the number of steps done."""
+
+  params: Any
+  ema: Any
+  opt: Any
+  step: jax.Array
+
+
+class Checkpointer:
+  """Checkpoints under `workdir`/checkpoints, `keep` of them, written in the background."""
+
+  def __init__(self, workdir: str, keep: int = 3, create: bool = True):
+    self.directory = epath.Path(workdir) / "checkpoints"
+    if not create and not self.directory.exists():
+      raise FileNotFoundError(f"no checkpoints at {self.directory}: train there first, or name another --workdir")
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=create)
+    handler = ocp.StandardCheckpointHandler()
+    self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handler)
+
+  def __enter__(self) -> "Checkpointer":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.manager.wait_until_finished()
+    self.manager.close()
+
+  @property
+  def newest(self) -> int | None:
+    return self.manager.latest_step()
+
+  def save(self, state: State, wait: bool = False) -> None:
+    """Saves `state` under its step, unless that is saved already."""
+    step = int(state.step)
+    if step != self.newest:
+      self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+    if wait:
+      self.manager.wait_until_finished()
+
+  def restore(self, like: State, step: int | None = None) -> State:
+    """The state saved at `step` (default: the newest) in the shapes and shardings of `like`.
+
+    ValueError if nothing is there, if it is another model's, or if it cannot be read.
+    """
+    step = self.newest if step is None else step
+    steps = sorted(self.manager.all_steps())
+    if step not in steps:
+      raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
+    target = like._asdict()
+    try:
+      saved = self.manager.item_metadata(step)
+      check_same(shapes(saved.tree if hasattr(saved, "tree") else saved), shapes(target), f"checkpoint {step}")
+      return State(**self.manager.restore(step, args=ocp.args.StandardRestore(target)))
+    except MismatchError:
+      raise
+    except Exception as error:
+      reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+      raise ValueError(
+        f"checkpoint {self.directory / str(step)} cannot be read ({reason[:200]}): remove that folder to go on from "
+        f"the one before it"
+      ) from error
+
+  def restore_or(self, new: Callable[[], State], like: State) -> State:
+    """The newest saved state, or a new one."""
+    return new() if self.newest is None else self.restore(like)
+
+
+class MismatchError(ValueError):
+  """Two trees of parameters are not of one model."""
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Path to shape of every array in a tree of arrays, or of anything with a shape."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+  return {path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def check_same(found: dict, wanted: dict, name: str) -> None:
+  """MismatchError naming the first array that is missing, left over or of another shape."""
+  for path in sorted({*found, *wanted}):
+    if found.get(path) != wanted.get(path):
+      raise MismatchError(
+        f"{name} is not of this model: {path} is {found.get(path, 'absent')} there and {wanted.get(path, 'absent')} "
+        f"here; use the config it was trained with, or another --workdir"
+      )
+
+
+def init_from(params: Any, workdir: str) -> tuple[Any, str]:
+  """`params` with every array that the average weights of the run in `workdir` hold in the same shape, and a report.
+
+  The report names what matched, what stays new (missing there, or of another shape) and what was not used.
+  ValueError if nothing matches.
+  """
+  with Checkpointer(workdir, create=False) as checkpoints:
+    if checkpoints.newest is None:
+      raise ValueError(f"init_from: no checkpoint in {checkpoints.directory}")
+    saved = checkpoints.manager.restore(checkpoints.newest, args=ocp.args.StandardRestore())["ema"]
+    step = checkpoints.newest
+  theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+  ours = shapes(params)
+  matched = {path for path in ours if path in theirs and theirs[path].shape == ours[path]}
+  other = {
+    path: f"{path} {tuple(theirs[path].shape)} there, {ours[path]} here" for path in {*ours} & {*theirs} - matched
+  }
+  if not matched:
+    raise ValueError(f"init_from: no parameter of {workdir} matches this model's")
+  load = lambda path, leaf: (
+    jax.device_put(theirs[path_name(path)], leaf.sharding) if path_name(path) in matched else leaf
+  )
+  rows = {
+    "matched": [f"{len(matched)} arrays"],
+    "missing": sorted({*ours} - {*theirs}),
+    "other shape": sorted(other.values()),
+    "unused": sorted({*theirs} - {*ours}),
+  }
+  report = "\n".join(f"  {name}: {', '.join(values) or 'none'}" for name, values in rows.items())
+  return jax.tree_util.tree_map_with_path(load, params), f"init_from {workdir} step {step}:\n{report}"

@@ -1,0 +1,162 @@
+"""The command `vdt`: verbs to programs. Bad input is one line on stderr and exit code 1."""
+
+import difflib
+import json
+import os
+import sys
+from typing import Any
+
+from absl import flags
+
+VERBS = {
+  "train": "train an experiment, or go on with it: --config FILE.py[:VARIANT] --workdir DIR",
+  "sample": "a checkpoint, and what you give, to videos: --workdir DIR",
+  "evaluate": "a checkpoint to the experiment's metrics: --workdir DIR",
+  "ingest": "a folder of video files to a data set: DIR --out DIR",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs one verb; ends the process with 1 for bad input, 77 and 130 for a stopped run (see `vdt.train`)."""
+  argv = sys.argv[1:] if argv is None else argv
+  verb, rest = (argv[0], argv[1:]) if argv else ("", [])
+  if verb not in VERBS:
+    print("usage: vdt VERB [flags]; `vdt VERB --help` lists a verb's flags")
+    print("\n".join(f"  vdt {name:9} {text}" for name, text in VERBS.items()))
+    sys.exit(verb not in ("-h", "--help", "help"))
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  try:
+    globals()[verb](rest)
+  except KeyboardInterrupt:
+    sys.exit(130)
+  except (
+    ValueError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    OSError,
+    FloatingPointError,
+    flags.Error,
+  ) as error:
+    if "VDT_TRACEBACK" in os.environ:
+      raise
+    print(f"vdt {verb}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    sys.exit(1)
+
+
+def train(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "where the run lives; a run that is there goes on", flag_values=values)
+  config, origin = parse(rest, values)
+  from vdt.train import train as program
+
+  program(config, required(values, "workdir"), origin)
+
+
+def sample(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "the run", flag_values=values)
+  flags.DEFINE_string("out", None, "folder for the videos (default: WORKDIR/samples)", flag_values=values)
+  flags.DEFINE_integer("count", 8, "how many videos", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) alone", flag_values=values)
+  flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
+  flags.DEFINE_string("task", None, "generation, or prediction where frames are given, or another", flag_values=values)
+  flags.DEFINE_string("given", None, "a video, picture or .npy file whose frames are given", flag_values=values)
+  flags.DEFINE_integer("given_frames", None, "how many frames are given", flag_values=values)
+  flags.DEFINE_string("label", None, "the class, by name (default: those of held-out clips)", flag_values=values)
+  config, _ = parse(rest, values)
+  from vdt import sample as program
+
+  options = {name: values[name].value for name in ("count", "seed", "step", "task", "given", "given_frames", "label")}
+  program.run(config, required(values, "workdir"), values.out, **options)
+
+
+def evaluate(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "the run", flag_values=values)
+  flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "of the samples", flag_values=values)
+  flags.DEFINE_string("json", None, "also write the figures to this file", flag_values=values)
+  config, _ = parse(rest, values)
+  from vdt import evaluate as program
+
+  program.run(config, required(values, "workdir"), values.step, values.seed, values.json)
+
+
+def ingest(rest: list[str]) -> None:
+  from data_pipelines import ingest as program
+
+  program.main(rest)
+
+
+def required(values: flags.FlagValues, name: str) -> str:
+  if not values[name].value:
+    raise ValueError(f"--{name} is missing")
+  return values[name].value
+
+
+def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
+  """The experiment's config, and the flags that make it again; `values` takes its own flags.
+
+  Without --config the experiment is the one that the workdir's config.json names, refused if it has changed since.
+  """
+  if any(flag.lstrip("-") in ("help", "h") for flag in rest):
+    print("  --config FILE.py[:VARIANT] and --config.FIELD=VALUE: the experiment, and changes to it")
+    print(values.get_help())
+    sys.exit(0)
+  from ml_collections import config_flags
+
+  from vdt import workdirs
+  from vdt.config import RESUMABLE, differences, to_dict
+
+  named = pairs(rest)
+  stored = None
+  if "config" not in named:
+    if "workdir" not in named:
+      raise ValueError("name an experiment with --config FILE.py[:VARIANT], or a run with --workdir DIR")
+    stored = workdirs.read(named["workdir"])
+    if not stored["origin"]:
+      raise ValueError(f"{named['workdir']} does not know its experiment's file: name it with --config")
+    named = {**pairs(stored["origin"]), **named}
+  path, colon, variant = named["config"].partition(":")
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f"no experiment at {path}: --config takes a Python file with get_config()")
+  named["config"] = os.path.abspath(path) + colon + variant
+  argv = [f"--{name}={value}" for name, value in named.items()]
+  try:
+    config_flags.DEFINE_config_file("config", None, "the experiment", flag_values=values, sys_argv=argv)
+    values(["vdt", *argv])
+  except flags.UnrecognizedFlagError as error:
+    raise ValueError(f"unknown flag --{error.flagname}{close_to(error.flagname, list(values))}") from None
+  except KeyError as error:
+    raise ValueError(f"unknown config field: {error.args[0]}") from None
+  except flags.IllegalFlagValueError as error:  # an experiment's own error arrives as a traceback
+    raise ValueError(str(error).strip().splitlines()[-1]) from None
+  config = values.config
+  if stored:
+    resolved = json.loads(json.dumps(to_dict(config)))
+    workdirs.refuse(differences(stored["config"], resolved), named["workdir"], RESUMABLE)
+  return config, [f"--{name}={value}" for name, value in named.items() if name.split(".")[0] == "config"]
+
+
+def pairs(rest: list[str]) -> dict[str, str]:
+  """Flags written --name=value or --name value, by name; every flag of ours takes a value."""
+  found, left = {}, list(rest)
+  while left:
+    flag = left.pop(0)
+    if not flag.startswith("-"):
+      raise ValueError(f"unexpected argument {flag!r}: flags are written --name=value")
+    name, equals, value = flag.lstrip("-").partition("=")
+    if not equals and not left:
+      raise ValueError(f"--{name} lacks its value")
+    found[name] = value if equals else left.pop(0)
+  return found
+
+
+def close_to(name: str, names: list[str]) -> str:
+  close = difflib.get_close_matches(name, names, 1)
+  return f"; did you mean --{close[0]}?" if close else ""
+
+
+if __name__ == "__main__":
+  main()

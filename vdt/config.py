@@ -1,0 +1,164 @@
+"""An experiment's config and the protocols of its parts. Every part builds itself; its dataclass sits beside its code."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType
+
+AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+class Data(Protocol):
+  """Clips by step: a pure function of (seed, step), whatever the number of hosts.
+
+  A batch holds "video" (b f h w c) uint8, "label" (b,) int32 and "id" (b,) of strings, and may hold more. `clip` reads
+  a user's own file as the clips were read. `labels` names the classes; `split` may be set by `dataclasses.replace`.
+  """
+
+  split: str
+  frames: int
+  size: tuple[int, int]
+  batch_size: int
+
+  def prepare(self) -> None: ...
+  def __len__(self) -> int: ...
+  def batch(self, step: int) -> dict[str, np.ndarray]: ...
+  def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]: ...
+  def clip(self, path: str) -> np.ndarray: ...
+  @property
+  def labels(self) -> list[str]: ...
+  @property
+  def fps(self) -> float: ...
+
+
+class Model(Protocol):
+  """A network's description: `build` checks it and returns `init` and `apply`; `flops` is one forward pass's."""
+
+  patch: tuple[int, int, int]
+  channels: int
+  classes: int
+
+  def build(self, frames: int, size: tuple[int, int], mesh_shape: dict[str, int]) -> Any: ...
+  def flops(self, frames: int, size: tuple[int, int]) -> float: ...
+
+
+@dataclasses.dataclass
+class Mesh:
+  """Devices along each axis; -1 for `data` takes all that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  sequence: int = 1
+  tensor: int = 1
+
+  def build(self) -> jax.sharding.Mesh:
+    """ValueError if the axes do not fit the devices there are."""
+    devices = jax.device_count()
+    rest = self.fsdp * self.sequence * self.tensor
+    data = devices // rest if self.data == -1 else self.data
+    if data < 1 or data * rest > devices:
+      raise ValueError(f"mesh {dataclasses.asdict(self)} needs {max(data, 1) * rest} devices, there are {devices}")
+    shape = (data, self.fsdp, self.sequence, self.tensor)
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 4, devices=jax.devices()[: data * rest])
+
+
+@dataclasses.dataclass
+class AdamW:
+  """AdamW (arXiv:1711.05101) with linear warm-up over `warmup` steps and clipping of the global gradient norm."""
+
+  lr: float = 1e-4
+  warmup: int = 1_000
+  b1: float = 0.9
+  b2: float = 0.99
+  weight_decay: float = 0.0
+  clip: float = 1.0
+
+  def schedule(self, step: Any) -> Any:
+    """The learning rate of a step; the first is already above zero."""
+    return self.lr * jax.numpy.minimum(1.0, (step + 1) / max(self.warmup, 1))
+
+  def build(self) -> optax.GradientTransformation:
+    adamw = optax.adamw(self.schedule, self.b1, self.b2, weight_decay=self.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+
+
+@dataclasses.dataclass
+class Config:
+  """One experiment. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
+
+  cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights, warmed
+  up as min(ema, (1 + step) / (10 + step)). init_from: a workdir whose average weights start this run. profile: "A:B"
+  traces steps A to B.
+  """
+
+  steps: int
+  data: Data
+  model: Model
+  diffusion: Any
+  tasks: Any
+  sampler: Any
+  optimizer: AdamW = dataclasses.field(default_factory=AdamW)
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  evals: dict[str, Any] = dataclasses.field(default_factory=dict)
+  seed: int = 0
+  ema: float = 0.9999
+  cond_drop: float = 0.1
+  log_every: int = 50
+  save_every: int = 1_000
+  keep: int = 3
+  init_from: str = ""
+  profile: str = ""
+
+  def build(self) -> tuple[jax.sharding.Mesh, Any]:
+    """The mesh and the network, with the data made ready. ValueError names a field that cannot be, and what would."""
+    if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
+      raise ValueError("steps, log_every, save_every and keep must be at least 1")
+    if self.profile:
+      try:
+        first, last = (int(part) for part in self.profile.split(":"))
+      except ValueError:
+        raise ValueError(f'config.profile is {self.profile!r}: write it as "FIRST:LAST" steps, say 100:103') from None
+      if not 0 <= first < last:
+        raise ValueError(f"config.profile {self.profile!r} traces no step: FIRST must be less than LAST")
+    self.data.prepare()
+    if self.model.classes and self.model.classes < len(self.data.labels):
+      raise ValueError(
+        f"the data set has {len(self.data.labels)} labels, model.classes is {self.model.classes}: raise it, or set 0 for none"
+      )
+    mesh = self.mesh.build()
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if self.data.batch_size % parts:
+      raise ValueError(f"data.batch_size {self.data.batch_size} is not a multiple of mesh.data x mesh.fsdp = {parts}")
+    return mesh, self.model.build(self.data.frames, tuple(self.data.size), dict(mesh.shape))
+
+
+RESUMABLE = ("steps", "mesh", "evals", "sampler", "log_every", "save_every", "keep", "profile")
+"""Fields that a run may change when it is resumed; with any other it would be another run."""
+
+
+def to_dict(config: Any) -> Any:
+  """A config as JSON-able data: each dataclass becomes a dict with its class under "_"."""
+  if dataclasses.is_dataclass(config):
+    fields = {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {"_": type(config).__name__, **fields}
+  if isinstance(config, dict):
+    return {key: to_dict(value) for key, value in config.items()}
+  if isinstance(config, (tuple, list)):
+    return [to_dict(value) for value in config]
+  return config
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+  """Dotted field to (old, new) wherever two configs, as `to_dict` gives them, differ."""
+  found = {}
+  for key in sorted({*old, *new}):
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      found |= differences(a, b, f"{prefix}{key}.")
+    elif a != b:
+      found[f"{prefix}{key}"] = (a, b)
+  return found

@@ -1,0 +1,48 @@
+"""Metrics of a trained model, each a dataclass called with a `Run` and answering with a `Table`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+Table = dict[str, dict[str, float]]
+"""Metric (row) to column ("samples", "real", "frozen", ...) to value."""
+
+
+class Run(NamedTuple):
+  """All that an eval may look at.
+
+  denoise: `denoise(x, t, cond)` with the parameters bound.
+  diffusion: interprets what `denoise` returns. patch_frames: the frames of a temporal patch.
+  data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`.
+  sample: `sample(count, task="generation", split="test", repeats=1, given_frames=0)` to float32 videos in [-1, 1],
+    `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
+  """
+
+  denoise: Callable
+  diffusion: Any
+  patch_frames: int
+  data: Callable[[str], Any]
+  sample: Callable[..., np.ndarray]
+
+
+class Eval(Protocol):
+  """`every`: the period in steps inside training; 0 = only after the last step."""
+
+  every: int
+
+  def __call__(self, run: Run) -> Table: ...
+
+
+def pixels(video: np.ndarray) -> Float[np.ndarray, "..."]:
+  """uint8 video to float32 in [-1, 1]."""
+  return video.astype(np.float32) / 127.5 - 1.0
+
+
+def real_videos(data: Any, count: int) -> Float[np.ndarray, "b f h w c"]:
+  """The first `count` clips of `data` in its own order, in [-1, 1]; ValueError if it holds fewer."""
+  if count > len(data):
+    raise ValueError(f"{count} clips asked for, but split {data.split!r} has {len(data)}: lower the eval's count")
+  batches = (data.batch(step)["video"] for step in range(-(-count // data.batch_size)))
+  return pixels(np.concatenate(list(batches))[:count])

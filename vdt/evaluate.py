@@ -1,0 +1,93 @@
+"""A checkpoint to the experiment's metrics, once; the training loop calls the same function as it goes."""
+
+import dataclasses
+import functools
+import json
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from vdt.config import Config
+from vdt.evals import Run, Table, pixels
+from vdt.sample import generate, load
+from vdt.workdirs import environment
+
+
+def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], seed: int = 0) -> dict[str, Table]:
+  """The table of each eval, by its name in the experiment, from samples of `seed`."""
+
+  @functools.cache
+  def data(split: str) -> Any:
+    return dataclasses.replace(config.data, split=split)
+
+  @functools.cache
+  def sample(
+    count: int,
+    task: str = "generation",
+    split: str = "test",
+    repeats: int = 1,
+    given_frames: int | None = None,
+  ) -> np.ndarray:
+    batches = [data(split).batch(step) for step in range(-(-count // config.data.batch_size))]
+    video, label = (np.concatenate([batch[name] for batch in batches])[:count] for name in ("video", "label"))
+    videos = generate(
+      config,
+      network,
+      params,
+      pixels(np.repeat(video, repeats, axis=0)),
+      np.repeat(label, repeats),
+      task=task,
+      given_frames=given_frames,
+      seed=seed,
+    )
+    return videos.reshape(count, repeats, *videos.shape[1:])
+
+  run = Run(partial(network.apply, params), config.diffusion, config.model.patch[0], data, sample)
+  return {name: each(run) for name, each in evals.items()}
+
+
+def run(config: Config, workdir: str, step: int | None, seed: int, path: str | None) -> None:
+  """`vdt evaluate`: prints the tables, and writes them to evaluation.json in the workdir (and to `path`)."""
+  mesh, network, params, step = load(config, workdir, step)
+  with jax.set_mesh(mesh):
+    tables = evaluate(config, network, params, config.evals, seed)
+  print(text(tables))
+  content = json.dumps({"step": step, "seed": seed, "environment": environment(), "tables": tables}, indent=2)
+  for file in filter(None, (epath.Path(workdir) / "evaluation.json", path)):
+    epath.Path(file).write_text(content)
+    print(f"written to {file}", file=sys.stderr)
+
+
+def flat(tables: dict[str, Table]) -> dict[str, float]:
+  """Tables to one row: "eval/metric/column"."""
+  return {
+    f"{name}/{metric}/{column}": value
+    for name, table in tables.items()
+    for metric, columns in table.items()
+    for column, value in columns.items()
+  }
+
+
+def text(tables: dict[str, Table]) -> str:
+  """Tables as the terminal shows them."""
+  blocks = []
+  for name, table in tables.items():
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    width = max(map(len, [name, *table])) + 2
+    widths = [max(len(column), 9) + 2 for column in columns]
+    lines = [name.ljust(width) + "".join(column.rjust(w) for column, w in zip(columns, widths))]
+    for metric, row in table.items():
+      cells = [f"{row[column]:.4g}" if column in row else "" for column in columns]
+      lines.append(metric.ljust(width) + "".join(cell.rjust(w) for cell, w in zip(cells, widths)))
+    blocks.append("\n".join(lines))
+  return "\n\n".join(blocks)
+
+
+if __name__ == "__main__":
+  from vdt import cli
+
+  cli.main(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,89 @@
+"""The pieces every block is made of."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+zeros = nnx.initializers.zeros_init()
+xavier = nnx.initializers.xavier_uniform()
+
+
+class Dense(nnx.Linear):
+  """A linear map of the last axis, with a 2-D kernel.
+
+  On a single device the other axes are flattened into one first: on a CPU that halves a training step. Under a mesh
+  that shards frames or patches the same reshape would gather whole activations, so there it is left out.
+  """
+
+  def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, kernel_init=xavier):
+    super().__init__(inputs, outputs, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+      return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+    return super().__call__(x)
+
+
+class MLP(nnx.Module):
+  """Two dense layers with a tanh-approximated GELU between them."""
+
+  def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.up = Dense(width, hidden, dtype=dtype, rngs=rngs)
+    self.down = Dense(hidden, width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b f n d"]) -> Float[Array, "b f n d"]:
+    return self.down(nnx.gelu(self.up(x), approximate=True))
+
+
+class TimeEmbedding(nnx.Module):
+  """Diffusion time to a vector: cos and sin of 1000 t at 128 frequencies, then two dense layers (arXiv:2212.09748)."""
+
+  def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.up = Dense(256, width, dtype=dtype, rngs=rngs)
+    self.down = Dense(width, width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, t: Float[Array, "b f"]) -> Float[Array, "b f d"]:
+    frequencies = 10_000.0 ** (-jnp.arange(128) / 128)
+    angles = 1000.0 * t[..., None].astype(jnp.float32) * frequencies
+    waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return self.down(nnx.silu(self.up(waves)))
+
+
+class Residual(nnx.Module):
+  """x + gate * body(norm(x) * (1 + scale) + shift), with (shift, scale, gate) from the diffusion time of each frame.
+
+  modulation: "zero" has its own map from the time embedding, zero at first (adaLN-Zero, arXiv:2212.09748);
+  "single" adds its own small table to a map that all layers share (adaLN-single, arXiv:2310.00426);
+  "none" is a plain pre-norm residual.
+  """
+
+  def __init__(self, body: nnx.Module, width: int, modulation: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    plain = modulation == "none"
+    self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_bias=plain, use_scale=plain, dtype=dtype, rngs=rngs)
+    self.body = body
+    if modulation == "zero":
+      self.modulation = Dense(width, 3 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+    elif modulation == "single":
+      self.table = nnx.Param(jax.random.normal(rngs.params(), (3 * width,)) * width**-0.5)
+    self.kind = modulation
+
+  def __call__(
+    self,
+    x: Float[Array, "b f n d"],
+    time: Float[Array, "b f d"],
+    shared: Float[Array, "b f d3"] | None,
+    *args,
+  ) -> Float[Array, "b f n d"]:
+    if self.kind == "none":
+      return x + self.body(self.norm(x), *args)
+    signal = self.modulation(nnx.silu(time)) if self.kind == "zero" else shared + self.table[...].astype(shared.dtype)
+    shift, scale, gate = jnp.split(signal[:, :, None], 3, axis=-1)
+    return x + gate * self.body(modulate(self.norm(x), shift, scale), *args)
+
+
+def modulate(
+  x: Float[Array, "b f n d"], shift: Float[Array, "b f 1 d"], scale: Float[Array, "b f 1 d"]
+) -> Float[Array, "b f n d"]:
+  return x * (1.0 + scale) + shift

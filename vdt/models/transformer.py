@@ -1,0 +1,225 @@
+"""VideoDiT: a diffusion transformer whose attention is a pattern over the axes of a video."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vdt.models import positions
+from vdt.models.attention import AXES, Attention
+from vdt.models.layers import MLP, Dense, Residual, TimeEmbedding, modulate, zeros
+
+MODULATIONS = ("zero", "single", "none")
+REMAT: dict[str, Callable] = {
+  "none": lambda body: body,
+  "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+  "full": jax.checkpoint,
+}
+SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:2401.03048, table 1)
+  "S": dict(depth=12, width=384, heads=6),
+  "B": dict(depth=12, width=768, heads=12),
+  "L": dict(depth=24, width=1024, heads=16),
+  "XL": dict(depth=28, width=1152, heads=16),  # heads of 72 waste TPU lanes: kept for published weights
+  "XL-9x128": dict(depth=28, width=1152, heads=9),
+  "XL-10x128": dict(depth=28, width=1280, heads=10),
+}
+
+
+class Network(NamedTuple):
+  """`params = init(key)`; `raw = apply(params, x, t, cond)`; params is a plain nested dict of float32 arrays."""
+
+  init: Callable
+  apply: Callable
+
+
+@dataclasses.dataclass
+class TransformerConfig:
+  """Patchified video in, as many values a pixel out.
+
+  patch: (frames, height, width) of a patch. pattern: blocks, repeated until there are `depth` of them; each block lists
+  its attention sub-layers, an axis ("space", "time", "causal", "joint") or a pair (axis, modulation), modulation being
+  "zero" (the default), "single" or "none"; its MLP is modulated like the last of them. classes: 0 = no labels.
+  remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
+  parameters are float32 always.
+  """
+
+  depth: int = 12
+  width: int = 384
+  heads: int = 6
+  patch: tuple[int, int, int] = (1, 2, 2)
+  pattern: tuple = (("space",), ("time",))
+  channels: int = 3
+  classes: int = 0
+  positions: str = "rope"
+  qk_norm: bool = True
+  mlp_ratio: int = 4
+  remat: str = "none"
+  dtype: str = "bfloat16"
+
+  @classmethod
+  def sized(cls, name: str, **fields) -> "TransformerConfig":
+    """A named size: S, B, L, XL (Latte's), XL-9x128, XL-10x128 (heads that fill a TPU's lanes)."""
+    return cls(**{**SIZES[name], **fields})
+
+  def entries(self) -> list[list[tuple[str, str]]]:
+    """The pattern with every entry as (axis, modulation). ValueError says what is wrong with it."""
+    example = 'write it like (("space",), ("time",)) or ((("time", "none"), "space"),)'
+    if not (isinstance(self.pattern, tuple) and self.pattern):
+      raise ValueError(f"model.pattern must be a tuple of blocks, not {self.pattern!r}: {example}")
+    blocks = []
+    for block in self.pattern:
+      if not (isinstance(block, tuple) and block):
+        raise ValueError(f"model.pattern holds the block {block!r}, which is not a tuple of attentions: {example}")
+      pairs = [(entry, "zero") if isinstance(entry, str) else entry for entry in block]
+      for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and pair[0] in AXES and pair[1] in MODULATIONS):
+          raise ValueError(
+            f"model.pattern holds {pair!r}: an attention is one of {', '.join(AXES)}, alone or with one of "
+            f"{', '.join(MODULATIONS)}; {example}"
+          )
+      blocks.append(pairs)
+    return blocks
+
+  def cells(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Patches along (frames, height, width) of a video. ValueError where they do not divide it."""
+    video = (frames, *size)
+    if any(whole % part for whole, part in zip(video, self.patch)):
+      raise ValueError(f"video of (frames, height, width) {video} does not divide into patches {tuple(self.patch)}")
+    return tuple(whole // part for whole, part in zip(video, self.patch))
+
+  def flops(self, frames: int, size: tuple[int, int]) -> float:
+    """Floating-point operations of one forward pass of one video: two a multiply-add, matrix products alone."""
+    f, h, w = self.cells(frames, size)
+    n, d = h * w, self.width
+    context = {"space": n, "time": f, "causal": f, "joint": f * n}
+    repeats = self.depth // len(self.pattern)
+    total = 0
+    for block in self.entries():
+      for axis, modulation in block:
+        total += f * n * (4 * d * d + 2 * context[axis] * d) + (f * 3 * d * d if modulation == "zero" else 0)
+      total += f * n * 2 * self.mlp_ratio * d * d + (f * 3 * d * d if block[-1][1] == "zero" else 0)
+    cell = self.patch[0] * self.patch[1] * self.patch[2]
+    ends = f * n * cell * (2 * self.channels + 1) * d + f * (256 * d + 3 * d * d)
+    shared = f * 6 * d * d if any(m == "single" for block in self.entries() for _, m in block) else 0
+    return 2.0 * (repeats * total + ends + shared)
+
+  def build(self, frames: int, size: tuple[int, int], mesh_shape: dict[str, int]) -> Network:
+    """The network for videos of this shape on a mesh of these axis sizes. ValueError says which field to change."""
+    blocks = self.entries()
+    _, h, w = self.cells(frames, size)
+    tensor, sequence = mesh_shape.get("tensor", 1), mesh_shape.get("sequence", 1)
+    checks = {
+      f"model.depth {self.depth} is not a multiple of the pattern's {len(blocks)} blocks": self.depth % len(blocks),
+      f"model.width {self.width} is not a multiple of model.heads {self.heads}": self.width % self.heads,
+      f"model.width / model.heads {self.width // self.heads} is odd": self.width // self.heads % 2,
+      f"model.heads {self.heads} is not a multiple of mesh.tensor {tensor}": self.heads % tensor,
+      f"{h * w} patches a frame are not a multiple of mesh.sequence {sequence}": h * w % sequence,
+      f"model.remat {self.remat!r} is none of {', '.join(REMAT)}": self.remat not in REMAT,
+      f"model.positions {self.positions!r} is neither rope nor sincos": self.positions not in ("rope", "sincos"),
+      f"model.dtype {self.dtype!r} is neither bfloat16 nor float32": self.dtype not in ("bfloat16", "float32"),
+    }
+    if wrong := [message for message, bad in checks.items() if bad]:
+      raise ValueError("; ".join(wrong))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: VideoDiT(self, nnx.Rngs(0))))
+
+    def init(key: jax.Array) -> dict:
+      return nnx.to_pure_dict(nnx.state(VideoDiT(self, nnx.Rngs(key)), nnx.Param))
+
+    def apply(params: dict, x: jax.Array, t: jax.Array, cond: dict) -> jax.Array:
+      return nnx.merge(graphdef, params)(x, t, cond)
+
+    return Network(init, apply)
+
+
+class Block(nnx.Module):
+  """The attention sub-layers of one block, then its MLP."""
+
+  def __init__(self, config: TransformerConfig, entries: list[tuple[str, str]], rngs: nnx.Rngs):
+    dtype, width = jnp.dtype(config.dtype), config.width
+    options = dict(qk_norm=config.qk_norm, rotary=config.positions == "rope", dtype=dtype, rngs=rngs)
+    self.attention = nnx.List(
+      [
+        Residual(Attention(axis, width, config.heads, **options), width, modulation, dtype=dtype, rngs=rngs)
+        for axis, modulation in entries
+      ]
+    )
+    mlp = MLP(width, config.mlp_ratio * width, dtype=dtype, rngs=rngs)
+    self.mlp = Residual(mlp, width, entries[-1][1], dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int]) -> Array:
+    for_attention, for_mlp = (None, None) if shared is None else jnp.split(shared, 2, axis=-1)
+    for attention in self.attention:
+      x = attention(x, time, for_attention, cells)
+    return self.mlp(x, time, for_mlp)
+
+
+class Pattern(nnx.Module):
+  """One repeat of the pattern: what `lax.scan` runs over."""
+
+  def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    self.blocks = nnx.List([Block(config, entries, rngs) for entries in config.entries()])
+
+  def __call__(self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int]) -> Array:
+    for block in self.blocks:
+      x = block(x, time, shared, cells)
+    return x
+
+
+class VideoDiT(nnx.Module):
+  """Noised video, a diffusion time for each frame and what was given, to the network's raw output."""
+
+  def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+    self.config, dtype, width = config, jnp.dtype(config.dtype), config.width
+    cell = config.patch[0] * config.patch[1] * config.patch[2]
+    self.embed = Dense(cell * (config.channels + 1), width, dtype=dtype, rngs=rngs)
+    self.time = TimeEmbedding(width, dtype=dtype, rngs=rngs)
+    if config.classes:
+      self.label = nnx.Embed(config.classes + 1, width, dtype=dtype, rngs=rngs)
+    if any(modulation == "single" for block in config.entries() for _, modulation in block):
+      self.modulation = Dense(width, 6 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+    repeats = config.depth // len(config.pattern)
+    self.pattern = nnx.vmap(lambda key: Pattern(config, nnx.Rngs(key)))(jax.random.split(rngs.params(), repeats))
+    self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
+    self.final_modulation = Dense(width, 2 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+    self.out = Dense(width, cell * config.channels, dtype=dtype, kernel_init=zeros, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict) -> Float[Array, "b f h w c"]:
+    """cond: "given" (b f h w 1); with classes also "label" (b,) and, where the label is dropped, "null" (b,)."""
+    config = self.config
+    cells = config.cells(x.shape[1], x.shape[2:4])
+    pf, ph, pw = config.patch
+    tokens = rearrange(
+      jnp.concatenate([x, cond["given"]], -1),
+      "b (f p) (h q) (w r) c -> b f (h w) (p q r c)",
+      p=pf,
+      q=ph,
+      r=pw,
+    )
+    tokens = self.embed(tokens.astype(config.dtype))
+    if config.positions == "sincos":
+      tokens += jnp.asarray(positions.sincos(positions.grid(*cells[1:]), config.width), tokens.dtype)[None, None]
+      tokens += jnp.asarray(positions.sincos(positions.grid(cells[0]), config.width), tokens.dtype)[None, :, None]
+    time = self.time(t[:, ::pf])
+    if config.classes:
+      time += self.label(jnp.where(cond["null"], config.classes, cond["label"]))[:, None]
+    shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
+    tokens = self.repeat(tokens, time, shared, cells)
+    shift, scale = jnp.split(self.final_modulation(nnx.silu(time))[:, :, None], 2, axis=-1)
+    values = self.out(modulate(self.norm(tokens), shift, scale))
+    return rearrange(values, "b f (h w) (p q r c) -> b (f p) (h q) (w r) c", h=cells[1], p=pf, q=ph, r=pw).astype(
+      x.dtype
+    )
+
+  def repeat(self, tokens: Array, time: Array, shared: Array | None, cells: tuple[int, int, int]) -> Array:
+    """The pattern, again and again, as one scan: depth costs no compile time."""
+    graphdef, stacked = nnx.split(self.pattern)
+
+    def body(tokens: Array, layer: nnx.State) -> tuple[Array, None]:
+      return nnx.merge(graphdef, layer)(tokens, time, shared, cells), None
+
+    return jax.lax.scan(REMAT[self.config.remat](body), tokens, stacked)[0]

@@ -1,0 +1,79 @@
+"""report.html: one page that opens offline, with all that a person wants to see of a run."""
+
+import base64
+import dataclasses
+import io
+import json
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+
+from vdt import video, workdirs
+from vdt.config import Config
+from vdt.evals import Table, pixels
+from vdt.sample import generate
+from vdt.writer import read_rows
+
+SHOWN = 16
+matplotlib.use("Agg")
+
+
+def write_report(config: Config, network: Any, params: Any, tables: dict[str, Table], workdir: str) -> str:
+  """Writes the page and samples/; returns the page's path."""
+  held_out = dataclasses.replace(config.data, split="test")
+  batches = [held_out.batch(step) for step in range(-(-SHOWN // held_out.batch_size))]
+  real, label = (np.concatenate([batch[name] for batch in batches])[:SHOWN] for name in ("video", "label"))
+  rows = {"real, held out": real}
+  for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
+    rows[f"samples: {task}"] = video.to_uint8(generate(config, network, params, pixels(real), label, task=task))
+  folder = epath.Path(workdir) / "samples"
+  folder.mkdir(exist_ok=True)
+  for name, videos in rows.items():
+    (folder / f"{name.split(': ')[-1].split(',')[0]}.png").write_bytes(video.png(video.contact_sheet(videos)))
+  stored = workdirs.read(workdir)
+  page = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("report.html.j2")
+  html = page.render(
+    title=" ".join(stored["origin"]) or workdir,
+    curves=curves(read_rows(workdir)),
+    videos={name: [embed(video.webp(each, held_out.fps), "webp") for each in made] for name, made in rows.items()},
+    tables={name: columns(table) for name, table in tables.items()},
+    environment=stored["environment"],
+    config=json.dumps(stored["config"], indent=2),
+    last=next((row for row in reversed(read_rows(workdir)) if "loss" in row), {}),
+  )
+  path = epath.Path(workdir) / "report.html"
+  path.write_text(html)
+  return str(path)
+
+
+def columns(table: Table) -> tuple[list[str], dict[str, list[str]]]:
+  """The names of all columns, and each row's cells as text."""
+  names = list(dict.fromkeys(name for row in table.values() for name in row))
+  cell = lambda row, name: f"{row[name]:.4g}" if name in row else ""
+  return names, {metric: [cell(row, name) for name in names] for metric, row in table.items()}
+
+
+def embed(data: bytes, kind: str) -> str:
+  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def curves(rows: list[dict[str, Any]]) -> str:
+  """Loss (with its running mean), gradient norm and step time over steps, as one picture."""
+  rows = [row for row in rows if "loss" in row]
+  figure = Figure(figsize=(12, 3), layout="constrained")
+  steps = np.array([row["step"] for row in rows])
+  for axis, (name, log) in zip(figure.subplots(1, 3), (("loss", True), ("grad_norm", True), ("step_time", False))):
+    values = np.array([row[name] for row in rows])
+    axis.plot(steps, values, alpha=0.35, lw=0.8)
+    width = max(len(values) // 20, 1)
+    if len(values) > width:
+      axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"))
+    axis.set(title=name + (" (s)" if name == "step_time" else ""), xlabel="step", yscale="log" if log else "linear")
+    axis.grid(alpha=0.2)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="svg")
+  return embed(buffer.getvalue(), "svg+xml")

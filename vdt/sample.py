@@ -1,0 +1,163 @@
+"""A checkpoint, and what the user gives, to videos."""
+
+import dataclasses
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int, UInt8
+
+from vdt import sharding, video
+from vdt.checkpoint import Checkpointer, State
+from vdt.config import Config
+from vdt.diffusion import given as given_plans
+from vdt.evals import pixels
+
+CHUNK = 32
+"""Videos made at once; a sample's noise depends on the seed and its own number alone, not on this."""
+
+
+def load(config: Config, workdir: str, step: int | None = None) -> tuple[Any, Any, Any, int]:
+  """The mesh, the network, a run's average weights and their step. ValueError as `Checkpointer.restore`."""
+  mesh, network = config.build()
+  with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
+
+    def new_state(key: jax.Array) -> State:
+      params = network.init(key)
+      return State(params, params, config.optimizer.build().init(params), jnp.zeros((), jnp.int32))
+
+    like = jax.eval_shape(new_state, jax.random.key(0))
+    place = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    state = checkpoints.restore(jax.tree.map(place, like, sharding.shardings(like, mesh)), step)
+  return mesh, network, state.ema, int(state.step)
+
+
+def generate(
+  config: Config,
+  network: Any,
+  params: Any,
+  clips: Float[np.ndarray, "b f h w c"],
+  label: Int[np.ndarray, " b"],
+  *,
+  task: str = "generation",
+  given_frames: int | None = None,
+  given: Float[np.ndarray, "b f h w 1"] | None = None,
+  seed: int = 0,
+) -> Float[np.ndarray, "b f h w c"]:
+  """One video for each row of `clips` (in [-1, 1]), which is kept where the task's plan, or `given`, says so.
+
+  label: class of each; a negative one means none. Sample i is a function of (seed, i) alone. ValueError for a mask of
+  another shape than the video's, and as `vdt.diffusion.given.plan`.
+  """
+  patch_frames = config.model.patch[0]
+  if given is None:
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    given = np.asarray(given_plans.plan(task, key, clips.shape[:4], patch_frames, given_frames))
+  elif given.shape != (*clips.shape[:4], 1):
+    raise ValueError(f"the mask of what is given has shape {given.shape}, the video {clips.shape}")
+  else:
+    given = np.asarray(given_plans.whole_cells(jnp.asarray(given), patch_frames))
+  apply, diffusion, sampler, key = network.apply, config.diffusion, config.sampler, jax.random.key(seed)
+  made = []
+  for first in range(0, len(clips), CHUNK):
+    rows = np.minimum(np.arange(first, first + CHUNK), len(clips) - 1)
+    cond = {"given": given[rows], "label": np.maximum(label[rows], 0), "null": label[rows] < 0}
+    made.append(np.asarray(chunk(apply, diffusion, sampler, params, key, rows, clips[rows], cond)))
+  return np.clip(np.concatenate(made)[: len(clips)], -1.0, 1.0)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def chunk(
+  apply: Any,
+  diffusion: Any,
+  sampler: Any,
+  params: Any,
+  key: jax.Array,
+  rows: jax.Array,
+  video: jax.Array,
+  cond: dict,
+) -> jax.Array:
+  """The videos of `rows`, compiled once for each network, diffusion and sampler."""
+  draw = lambda row: jax.random.normal(jax.random.fold_in(key, row), video.shape[1:])
+  return sampler.sample(diffusion, partial(apply, params), jax.vmap(draw)(rows), video, cond)
+
+
+def run(
+  config: Config,
+  workdir: str,
+  out: str | None,
+  *,
+  count: int,
+  seed: int,
+  step: int | None,
+  task: str | None,
+  given: str | None,
+  given_frames: int | None,
+  label: str | None,
+) -> None:
+  """`vdt sample`: writes each video as MP4 and WebP, and all of them as a contact sheet, and prints the folder.
+
+  given: a file whose frames fill those that the task leaves to the user; without it held-out clips do. ValueError for
+  given frames of another size or number than the model's, an unknown label, or as `generate`.
+  """
+  mesh, network, params, step = load(config, workdir, step)
+  held_out = dataclasses.replace(config.data, split="test")
+  batches = [held_out.batch(k) for k in range(-(-count // held_out.batch_size))]
+  videos, labels = (np.concatenate([batch[name] for batch in batches])[:count] for name in ("video", "label"))
+  if label is not None:
+    if label not in held_out.labels:
+      raise ValueError(f"unknown label {label!r}: choose from {', '.join(held_out.labels)}")
+    labels = np.full(count, held_out.labels.index(label), np.int32)
+  task = task or ("prediction" if given else "generation")
+  mask = None
+  if given:
+    frames = video.read_frames(given) if given.endswith(".npy") else held_out.clip(given)
+    videos, mask = place(frames, config, task, given_frames, count)
+  with jax.set_mesh(mesh):
+    made = generate(
+      config,
+      network,
+      params,
+      pixels(videos),
+      labels,
+      task=task,
+      given_frames=given_frames,
+      given=mask,
+      seed=seed,
+    )
+  folder = epath.Path(out or f"{workdir}/samples")
+  folder.mkdir(parents=True, exist_ok=True)
+  made = video.to_uint8(made)
+  for number, each in enumerate(made):
+    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, held_out.fps))
+    (folder / f"{number:04d}.webp").write_bytes(video.webp(each, held_out.fps))
+  (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(made[:64])))
+  print(f"{count} videos of step {step}, task {task}, seed {seed}: {folder}")
+
+
+def place(
+  frames: UInt8[np.ndarray, "g h w 3"], config: Config, task: str, given_frames: int | None, count: int
+) -> tuple[UInt8[np.ndarray, "b f h w 3"], Float[np.ndarray, "b f h w 1"]]:
+  """`count` videos that hold a user's frames where the task gives them, and the mask that says where."""
+  shape = (config.data.frames, *config.data.size)
+  if frames.shape[1:3] != shape[1:]:
+    raise ValueError(f"given frames are {frames.shape[1:3]}, the model makes {shape[1:]}: resize them")
+  if given_frames is None:
+    given_frames = min(len(frames), shape[0] // 2)
+  mask = np.asarray(given_plans.plan(task, jax.random.key(0), (1, *shape), config.model.patch[0], given_frames))
+  where = np.flatnonzero(mask.max(axis=(0, 2, 3, 4)))
+  if len(where) > len(frames):
+    raise ValueError(f"task {task} takes {len(where)} given frames, the file has {len(frames)}")
+  clip = np.zeros((*shape, 3), np.uint8)
+  clip[where] = frames[: len(where)]
+  return np.repeat(clip[None], count, axis=0), np.repeat(mask, count, axis=0)
+
+
+if __name__ == "__main__":
+  from vdt import cli
+
+  cli.main(["sample", *sys.argv[1:]])

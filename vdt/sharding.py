@@ -1,0 +1,47 @@
+"""Where every array lives: one table from parameter path to PartitionSpec, and the batch over data x fsdp."""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH = P(("data", "fsdp"))
+PARAMS = (  # specs name trailing dimensions, so stacked layers, averages and moments match the same rows
+  (r"(query|key|value|up)/kernel$", P("fsdp", "tensor")),
+  (r"modulation/kernel$", P("fsdp", "tensor")),
+  (r"(out|down)/kernel$", P("tensor", "fsdp")),
+  (r"", P()),
+)
+
+
+def _name(key: Any) -> str:
+  return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def path_name(path: tuple) -> str:
+  """A tree path as "a/b/c"."""
+  return "/".join(map(_name, path))
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P:
+  """The table's row for a path; an axis that does not divide its dimension is left out."""
+  row = next(row for pattern, row in PARAMS if re.search(pattern, path))
+  lead = len(shape) - len(row)
+  if lead < 0:
+    return P()
+  axes = [axis if shape[lead + i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(row)]
+  return P(*[None] * lead, *axes)
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """A tree of shapes to a tree of shardings."""
+  place = lambda path, leaf: NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh))
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def put(batch: dict, mesh: jax.sharding.Mesh) -> dict:
+  """This host's part of a batch to device arrays, split over data x fsdp."""
+  sharding = NamedSharding(mesh, BATCH)
+  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

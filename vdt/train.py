@@ -1,0 +1,151 @@
+"""The training loop, one for every task: config, state, update, loop."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vdt import checkpoint, sharding, workdirs, writer
+from vdt.checkpoint import Checkpointer, State
+from vdt.config import Config
+from vdt.diffusion import guidance
+from vdt.evaluate import evaluate, flat
+from vdt.report import write_report
+
+RESTART, INTERRUPTED = 77, 130
+PATIENCE = 20  # non-finite steps in a row before a run is given up
+
+
+def train(config: Config, workdir: str, origin: list[str] | None = None) -> State:
+  """Trains to `config.steps`, from where `workdir` stands, and returns the last state. `origin`: the command's flags.
+
+  SystemExit(77) after SIGTERM and (130) after SIGINT, with everything saved. FloatingPointError after 20 non-finite
+  steps in a row. ValueError, FileNotFoundError or OSError for what cannot be trained, before the first step.
+  """
+  mesh, network = config.build()
+  workdirs.claim(workdir, config, origin)
+  optimizer = config.optimizer.build()
+  train_key, init_key = jax.random.split(jax.random.key(config.seed))
+
+  def new_state() -> State:
+    params = network.init(init_key)
+    return State(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+  def update(state: State, batch: dict) -> tuple[State, dict]:
+    key = jax.random.fold_in(train_key, state.step)  # resuming needs no saved RNG
+    k_task, k_drop, k_loss = jax.random.split(key, 3)
+    x0 = batch["video"].astype(jnp.float32) / 127.5 - 1.0
+    given, _ = config.tasks.draw(k_task, x0.shape[:4], config.model.patch[0])
+    null = guidance.drop(k_drop, x0.shape[0], config.cond_drop)
+    cond = {"given": given, "label": batch["label"], "null": null}
+
+    loss_fn = lambda params: config.diffusion.loss(partial(network.apply, params), k_loss, x0, cond)
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    updates, opt = optimizer.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
+    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    state = State(*keep((params, ema, opt), (state.params, state.ema, state.opt)), state.step + 1)
+    rate = config.optimizer.schedule(state.step - 1)
+    return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite}
+
+  with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints, stopping() as stop:
+    like = jax.eval_shape(new_state)
+    placed = sharding.shardings(like, mesh)
+    like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, placed)
+    fresh = checkpoints.newest is None
+    state = checkpoints.restore_or(jax.jit(new_state, out_shardings=placed), like)
+    start = int(state.step)
+    flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
+    log = writer.Writer(workdir, start, config.steps, flops)
+    if config.init_from and fresh:
+      params, report = checkpoint.init_from(state.params, config.init_from)
+      state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+      log.say(report)
+
+    update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
+    batches = config.data.batches(start, jax.process_index(), jax.process_count())
+    first, last = map(int, config.profile.split(":")) if config.profile else (-1, -1)
+    bad, pending = 0, None
+    for step in range(start, config.steps):
+      if step == first:
+        jax.profiler.start_trace(f"{workdir}/profile")
+      with log.waiting():
+        batch = next(batches)
+      state, metrics = update(state, sharding.put({name: batch[name] for name in ("video", "label")}, mesh))
+      done = step + 1
+      bad = settle(config, log, pending, bad)  # of the step before, while the device works on this one
+      pending = (done, metrics)
+      if done == last:
+        jax.block_until_ready(state)
+        jax.profiler.stop_trace()
+        log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
+      if done % config.save_every == 0 or done == config.steps:
+        checkpoints.save(state)
+      due = {name: e for name, e in config.evals.items() if e.every and done % e.every == 0 and done < config.steps}
+      if due:
+        bad, pending = settle(config, log, pending, bad), None
+        with log.paused():
+          tables = evaluate(config, network, state.ema, due)
+        log.write({"step": done, **flat(tables)})
+      log.bar.update()
+      if stop:
+        settle(config, log, pending, bad)
+        checkpoints.save(state, wait=True)
+        log.say(f"stopped by {signal.Signals(stop[0]).name} at step {done}: everything is saved, run again to go on")
+        log.close()
+        sys.exit(RESTART if stop[0] == signal.SIGTERM else INTERRUPTED)
+    settle(config, log, pending, bad)
+    tables = evaluate(config, network, state.ema, config.evals)
+    if start < config.steps:
+      log.write({"step": config.steps, **flat(tables)})
+    log.close()
+    report = write_report(config, network, state.ema, tables, workdir)
+  print(report)
+  return state
+
+
+def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) -> int:
+  """Writes a finished step's metrics; returns how many steps in a row were not finite. See `train`."""
+  if pending is None:
+    return bad
+  step, metrics = pending[0], {name: np.asarray(value).item() for name, value in pending[1].items()}
+  finite = metrics.pop("finite")
+  if not finite:
+    ids = [name.decode() for name in config.data.batch(step - 1)["id"]]
+    log.say(f"step {step} skipped: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}, from {', '.join(ids)}")
+    log.write({"step": step, "skipped": ids})
+    if bad + 1 == PATIENCE:
+      raise FloatingPointError(f"{PATIENCE} steps in a row up to {step} were not finite: lower optimizer.lr")
+  elif step % config.log_every == 0 or step == config.steps:
+    log.row(step, metrics)
+  return 0 if finite else bad + 1
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[list[int]]:
+  """SIGTERM and SIGINT fill the list, once each, instead of ending the process in the middle of a step."""
+  caught: list[int] = []
+  handle = lambda number, frame: caught.append(number)
+  before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield caught
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+  from vdt import cli
+
+  cli.main(["train", *sys.argv[1:]])

@@ -1,0 +1,70 @@
+"""A run describes itself: config.json in its workdir, from which later programs find the experiment again."""
+
+import hashlib
+import json
+import pathlib
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+from etils import epath
+
+from vdt.config import RESUMABLE, Config, differences, to_dict
+
+PACKAGES = ("vdt", "data_pipelines")
+
+
+def source_hash() -> str:
+  """A hash of the imported `vdt` and `data_pipelines` sources."""
+  digest = hashlib.sha256()
+  for name in PACKAGES:
+    if name in sys.modules:
+      for path in sorted(pathlib.Path(sys.modules[name].__path__[0]).rglob("*.py")):
+        digest.update(path.read_bytes())
+  return digest.hexdigest()[:16]
+
+
+def environment() -> dict[str, str]:
+  """Versions, devices and sources: what a figure must be read with."""
+  devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
+  versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
+  return {"python": platform.python_version(), **versions, "devices": devices, "sources": source_hash()}
+
+
+def claim(workdir: str, config: Config, origin: list[str] | None) -> None:
+  """Makes `workdir` this run's and writes config.json; `origin` is the flags that name its experiment.
+
+  A workdir that holds another run is refused (ValueError), so is one that cannot be written (OSError).
+  """
+  path = epath.Path(workdir)
+  resolved = json.loads(json.dumps(to_dict(config)))
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    if (path / "config.json").exists():
+      refuse(differences(read(workdir)["config"], resolved), workdir, ignored=RESUMABLE)
+    content = {"origin": origin or [], "config": resolved, "environment": environment()}
+    (path / "config.json").write_text(json.dumps(content, indent=2))
+  except OSError as error:
+    raise OSError(f"workdir {workdir} cannot be written ({error.strerror or error}): name another --workdir") from error
+
+
+def read(workdir: str) -> dict[str, Any]:
+  """What config.json in `workdir` says. FileNotFoundError if there is none, ValueError if it is damaged."""
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    raise FileNotFoundError(f"{workdir} is no workdir of a run (it has no config.json): name another --workdir")
+  try:
+    content = json.loads(path.read_text())
+    return {name: content[name] for name in ("origin", "config", "environment")}
+  except (json.JSONDecodeError, KeyError) as error:
+    raise ValueError(f"{path} is damaged ({error}): restore it, or train in another --workdir") from error
+
+
+def refuse(changes: dict[str, tuple], workdir: str, ignored: tuple[str, ...] = ()) -> None:
+  """ValueError naming the fields that changed, but for those `ignored`."""
+  changes = {name: pair for name, pair in changes.items() if name.split(".")[0] not in ignored}
+  if changes:
+    listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
+    raise ValueError(f"{workdir} holds a run of another config ({listed}): change it back, or name another --workdir")
