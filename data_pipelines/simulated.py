@@ -125,7 +125,7 @@ class Simulated(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(config: str | SimulatedConfig, data_dir: str | os.PathLike) -> Path:
-  """Builds a configuration under `data_dir` unless it is there, and returns its directory.
+  """Builds a configuration under `data_dir`, on a local disk, unless it is there; returns its directory.
 
   Another process that asks for the same one waits for the first; a build that was cut off leaves nothing that
   counts as a data set.

@@ -61,8 +61,7 @@ def track(video: Float[np.ndarray, "f h w c"], objects: int = 1, occluder: bool 
   difference = (video - np.median(video, axis=(0, 1, 2))).astype(np.float64)
   different = np.linalg.norm(difference, axis=-1) > THRESHOLD
   static = different.mean(0) >= 0.9 if occluder else np.zeros(different.shape[1:], bool)
-  near = cv2.dilate(static.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-  frames = [_components(frame, ~near) for frame in difference]
+  frames = [_components(frame, ~static) for frame in difference]
   largest = [frame[0][1] for frame in frames if frame]
   smallest = SPECK * np.median(largest) if largest else 0.0
   frames = [[component for component in frame if component[1] >= smallest] for frame in frames]
@@ -80,7 +79,7 @@ def track(video: Float[np.ndarray, "f h w c"], objects: int = 1, occluder: bool 
     before = frame
     position[index], area[index] = [c[0] for c in frame], [c[1] for c in frame]
     colour[index] = [c[2] for c in frame]
-    clear[index] = not any((component[3] & near).any() for component in frame)
+    clear[index] = not any((component[3] & static).any() for component in frame)
   return Track(
     position=position,
     area=area,
@@ -235,7 +234,7 @@ def flight(position: Float[np.ndarray, "f 2"], radius: float, size: tuple[int, i
       acceleration = fit.acceleration
     bounds = [0, *breaks, len(values)]
     for k, i in enumerate(breaks):
-      if min(bounds[k + 1] - bounds[k], bounds[k + 2] - bounds[k + 1]) < 2:
+      if min(bounds[k + 1] - bounds[k], bounds[k + 2] - bounds[k + 1]) < 3:  # fewer values fit any moment of contact
         continue
       kick = fit.slope[k + 1] - fit.slope[k]
       contact = np.clip((fit.start[k] - fit.start[k + 1]) / kick, t[i - 1], t[i])

@@ -11,10 +11,10 @@ from vdt.models.layers import Dense
 from vdt.models.positions import grid, rope_angles, rotate
 
 AXES = {
-  "space": "b f n k e -> (b f) n k e",
-  "time": "b f n k e -> (b n) f k e",
-  "causal": "b f n k e -> (b n) f k e",
-  "joint": "b f n k e -> b (f n) k e",
+  "space": "b f n k e -> (b f) k n e",
+  "time": "b f n k e -> (b n) k f e",
+  "causal": "b f n k e -> (b n) k f e",
+  "joint": "b f n k e -> b k (f n) e",
 }
 
 
@@ -24,18 +24,18 @@ def coordinates(axis: str, cells: tuple[int, int, int]) -> Float[np.ndarray, "s 
 
 
 def attend(
-  query: Float[Array, "b s k e"],
-  key: Float[Array, "b r k e"],
-  value: Float[Array, "b r k e"],
+  query: Float[Array, "b k s e"],
+  key: Float[Array, "b k r e"],
+  value: Float[Array, "b k r e"],
   causal: bool = False,
-) -> Float[Array, "b s k e"]:
+) -> Float[Array, "b k s e"]:
   """softmax(query key / sqrt(e)) value, with logits and softmax in float32. Safe under `jax.jvp`."""
-  logits = jnp.einsum("bske,brke->bksr", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+  logits = jnp.einsum("bkse,bkre->bksr", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
   if causal:
     s, r = logits.shape[-2:]
     logits = jnp.where(jnp.tril(jnp.ones((s, r), bool), r - s)[None, None], logits, -jnp.inf)
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  return jnp.einsum("bksr,brke->bske", weights, value)
+  return jnp.einsum("bksr,bkre->bkse", weights, value)
 
 
 class Attention(nnx.Module):
