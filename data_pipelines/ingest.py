@@ -50,6 +50,7 @@ class Settings:
   quality: int = 95  # of jpeg
 
   def __post_init__(self):
+    object.__setattr__(self, "fps", float(self.fps))
     if self.stride is None:
       object.__setattr__(self, "stride", self.frames)
     if min(*self.size, self.frames, self.stride) < 1 or not 0 < self.fps <= 1000:

@@ -16,6 +16,7 @@ import pytest
 from data_pipelines import ingest, video
 
 ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:label\\(\\) is deprecated:DeprecationWarning")  # TFDS 4.9.10
 REAL = ROOT.parent / "shared" / "data"
 STEP = 6  # grey levels between frames
 
@@ -29,20 +30,29 @@ def index_of(picture):
 
 
 def write(
-  path, times, codec="libx264", size=(48, 64), ticks=1000, pix="yuv420p", sound=False, faststart=False, detail=0
+  path,
+  times,
+  codec="libx264",
+  size=(48, 64),
+  ticks=1000,
+  pix="yuv420p",
+  sound=False,
+  faststart=False,
+  detail=0,
+  rate=25,
 ):
   """A video whose frames tell their index by their brightness, at the given times in seconds."""
   rng = np.random.default_rng(len(times))
   base = fractions.Fraction(1, ticks)
   options = {"movflags": "faststart"} if faststart else {}
   with av.open(str(path), "w", options=options) as container:
-    stream = container.add_stream(codec, rate=25)
+    stream = container.add_stream(codec, rate=rate)
     stream.height, stream.width, stream.pix_fmt = *size, pix
     stream.time_base = stream.codec_context.time_base = base
     if sound:
       track = container.add_stream("aac", rate=16000, layout="mono")
     for index, seconds in enumerate(times):
-      image = np.full((*size, 3), grey(index), np.int16) + rng.integers(-detail, detail + 1, (*size, 3))
+      image = np.full((*size, 3), grey(index % 32), np.int16) + rng.integers(-detail, detail + 1, (*size, 3))
       frame = av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), "rgb24").reformat(format=pix)
       frame.pts, frame.time_base = round(seconds * ticks), base
       container.mux(stream.encode(frame))
@@ -105,7 +115,7 @@ def test_variable_frame_rate_gives_the_frame_on_screen(tmp_path, name, codec, ti
 
 def test_equal_rate_keeps_every_frame_once_and_sound_changes_nothing(tmp_path):
   for name, codec, ticks in (("a.mkv", "libx264", 1000), ("b.mp4", "libx264", 30000), ("c.avi", "libx264", 30)):
-    path = write(tmp_path / name, steady(30, 30), codec, ticks=ticks, sound=name != "c.avi")
+    path = write(tmp_path / name, steady(30, 30), codec, ticks=ticks, sound=name != "c.avi", rate=30)
     assert [index_of(picture) for picture in video.frames(path, 30, (16, 16))] == list(range(30)), name
   assert video.probe(tmp_path / "b.mp4").sound
 
@@ -141,7 +151,7 @@ def test_read_clip_equals_ingestion_and_takes_images(tmp_path):
   clip = video.read_clip(path, 8, (32, 40), 10)
   assert clip.shape == (8, 32, 40, 3) and clip.dtype == np.uint8
   assert np.array_equal(clip, np.stack(list(video.frames(path, 10, (32, 40)))[:8]))
-  with pytest.raises(video.VideoError, match="in.mp4: too short: 20 frames at 10 fps, 21 asked for"):
+  with pytest.raises(video.VideoError, match=r"in\.mp4: too short: 20 frames at 10 fps, 21 asked for"):
     video.read_clip(path, 21, (32, 40), 10)
   for name in ("a.png", "a.jpg"):
     cv2.imwrite(str(tmp_path / name), np.full((50, 80, 3), (10, 120, 240), np.uint8))
@@ -169,7 +179,7 @@ def folder(tmp_path_factory):
   (root / "h_empty.mp4").write_bytes(b"")
   (root / "i_text.mp4").write_text("not a video\n" * 300)
   (root / "j_notes.txt").write_text("not a video either\n" * 300)
-  (root / "k_headless.mp4").write_bytes(whole[-2000:])
+  (root / "k_headless.mp4").write_bytes((root / "a_red-ball.mp4").read_bytes()[:-3000])  # its index comes last
   write(root / "l_short.mp4", steady(10))
   flipped = bytearray(whole)
   for place in np.random.default_rng(5).integers(len(whole) // 2, len(whole), 60):
@@ -279,7 +289,7 @@ def test_captions_labels_and_errors_name_the_culprit(folder, tmp_path, capfd):
   refused(ValueError, "no files in", source=tmp_path / "bad")
   text("bad/a.mp4", "text"), text("bad/b.mp4", "")
   refused(ValueError, "no usable video among the 2 files", source=tmp_path / "bad")
-  refused(NotADirectoryError if False else OSError, "cannot write .*lines/out", out=text("lines", "") / "out")
+  refused(OSError, "cannot write .*lines/out", out=text("lines", "") / "out")
   refused(ValueError, "lines is there and is not an ingested", out=tmp_path / "lines")
   with pytest.raises(ValueError, match="use --format png"):
     ingest.Settings(frames=600, size=(128, 128))
@@ -297,7 +307,7 @@ def test_splits_follow_the_name_and_a_finished_set_is_left_alone(folder, tmp_pat
   ingest.main(argv)
   assert "nothing to do" in capfd.readouterr().err
   assert times == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-  for other in (["--stride", "4"], ["--test-fraction", "0.5"]):
+  for other in (["--stride", "4"], ["--test-fraction", "0"]):
     with pytest.raises(ValueError, match="made from other files or settings: choose another --out or remove it"):
       ingest.main([*argv, *other])
   assert content(out) == before and not (tmp_path / "out.partial").exists()
@@ -313,7 +323,7 @@ def test_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
   source = tmp_path / "source"
   source.mkdir()
   for index in range(10):
-    write(source / f"v{index}.mp4", steady(90 + index), size=(240, 320), detail=30)
+    write(source / f"v{index}.mp4", steady(80 + index), size=(160, 240), detail=30)
   settings = ingest.Settings(size=(32, 32), fps=10, frames=8)
   whole = ingest.ingest(source, tmp_path / "whole", settings)
   out = tmp_path / "out"

@@ -22,7 +22,7 @@ class Track(NamedTuple):
   """The objects of a clip; NaN where fewer than `objects` are seen apart.
 
   position: x, y in px, y down, (0, 0) the centre of the first pixel. area: px, partly covered pixels in part.
-  count: components a frame. clear: seen, and not beside the occluder. occluder: what never moves.
+  count: components a frame; total: their area, px. clear: seen, and not beside the occluder. occluder: what is still.
   """
 
   position: Float[np.ndarray, "f n 2"]
@@ -35,7 +35,7 @@ class Track(NamedTuple):
 
 
 def _components(difference: np.ndarray, visible: np.ndarray) -> list[tuple]:
-  """(position, area, colour, rim) of each connected component of a frame, largest first."""
+  """(position, area, colour, rim, pixels above the threshold) of each connected component of a frame, largest first."""
   core = (np.linalg.norm(difference, axis=-1) > THRESHOLD) & visible
   number, labels = cv2.connectedComponents(core.astype(np.uint8), connectivity=8)
   found = []
@@ -48,7 +48,7 @@ def _components(difference: np.ndarray, visible: np.ndarray) -> list[tuple]:
     y, x = np.nonzero(rim & visible & (~core | inside))
     cover = difference[y, x] @ colour / (colour @ colour)
     area = max(float(cover.sum()), 1e-6)
-    found.append((np.array([cover @ x, cover @ y]) / area, area, colour, rim))
+    found.append((np.array([cover @ x, cover @ y]) / area, area, colour, rim, int(inside.sum())))
   return sorted(found, key=lambda component: -component[1])
 
 
@@ -80,12 +80,18 @@ def track(video: Float[np.ndarray, "f h w c"], objects: int = 1, occluder: bool 
     position[index], area[index] = [c[0] for c in frame], [c[1] for c in frame]
     colour[index] = [c[2] for c in frame]
     clear[index] = not any((component[3] & static).any() for component in frame)
+  total = np.array([sum(component[1] for component in frame) for frame in frames])
+  number = np.array([len(frame) for frame in frames], float)
+  merged, whole = (number > 0) & (number < objects), number == objects
+  if merged.any() and whole.any():  # of mixed colours: count their pixels instead
+    inside = np.array([sum(component[4] for component in frame) for frame in frames], float)
+    total[merged] = inside[merged] * np.median(total[whole] / inside[whole])
   return Track(
     position=position,
     area=area,
     colour=colour,
-    count=np.array([len(frame) for frame in frames], float),
-    total=np.array([sum(component[1] for component in frame) for frame in frames]),
+    count=number,
+    total=total,
     clear=clear,
     occluder=static,
   )

@@ -1,0 +1,43 @@
+from setuptools import find_packages, setup
+
+setup(
+  name="vdt",
+  version="0.1.0",
+  description="Video diffusion transformers in JAX, trained from scratch on one CPU or many TPUs",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["vdt", "vdt.*", "data_pipelines", "data_pipelines.*"]),
+  package_data={"vdt": ["templates/*.j2"]},
+  entry_points={"console_scripts": ["vdt = vdt.cli:main"]},
+  install_requires=[
+    "jax>=0.10.1,<0.11",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "tensorflow-cpu>=2.21,<2.22",
+    "tensorflow-datasets>=4.9.10,<4.10",
+    "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
+    "array_record>=0.8.6,<0.9",
+    "sentencepiece>=0.2.3,<0.3",
+    "ml-collections>=1.1,<2",
+    "numpy>=2.1,<2.5",
+    "protobuf>=6.31.1,<7",
+    "etils[epath]>=1.12",
+    "jaxtyping>=0.3",
+    "einops>=0.8",
+    "av>=18,<19",
+    "opencv-python-headless>=5,<6",
+    "pymunk>=7.3,<8",
+    "scipy>=1.15",
+    "pillow>=12,<13",
+    "matplotlib>=3.10",
+    "jinja2>=3.1",
+    "tensorboardX>=2.6",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "tpu": ["libtpu==0.0.52"],
+    "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6", "beartype>=0.22", "ruff>=0.14"],
+    "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43"],
+  },
+)

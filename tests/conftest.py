@@ -1,0 +1,21 @@
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+  parser.addoption("--write-golden", action="store_true", help="write tests/golden.json anew")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory, worker_id):
+  """One folder of data sets for the whole run, whichever worker renders them first."""
+  base = tmp_path_factory.getbasetemp()
+  return str((base if worker_id == "master" else base.parent) / "data")

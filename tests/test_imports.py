@@ -1,0 +1,50 @@
+"""The arrows of the design: who may import whom."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = {"train", "sample", "evaluate", "report"}
+BASE = {"config", "checkpoint", "sharding", "writer", "workdirs", "video"}
+ALLOWED = {  # part of the house: parts it may import
+  **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},
+  **{name: BASE for name in BASE},
+  "evals": {"diffusion", "evals"},
+  "diffusion": {"diffusion"},
+  "models": {"models"},
+}
+
+
+def imported(path):
+  """Modules that a file imports when it is loaded, or inside a function; not under `if __name__ == "__main__"`."""
+  tree = ast.parse(path.read_text())
+  tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: write imports in full"
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_arrows():
+  wrong = []
+  for path in sorted((ROOT / "vdt").rglob("*.py")):
+    part = path.relative_to(ROOT / "vdt").parts[0].removesuffix(".py")
+    if part in ("__init__", "cli"):
+      continue
+    for module in imported(path):
+      root, *rest = module.split(".")
+      if root in ("data_pipelines", "experiments") or (root == "vdt" and rest and rest[0] not in ALLOWED[part]):
+        wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+      if root == "flax" and part != "models":
+        wrong.append(f"{path.relative_to(ROOT)} imports flax: it stays in vdt/models")
+  for path in sorted((ROOT / "data_pipelines").rglob("*.py")):
+    wrong += [f"{path.name} imports {m}" for m in imported(path) if m.split(".")[0] in ("jax", "vdt", "flax", "experiments")]
+  assert not wrong, "\n".join(wrong)
+
+
+def test_every_file_is_in_the_readme_tree():
+  readme = (ROOT / "README.md").read_text()
+  files = [path for folder in ("vdt", "data_pipelines", "experiments") for path in (ROOT / folder).rglob("*.py")]
+  assert not [str(p.relative_to(ROOT)) for p in files if p.name != "__init__.py" and p.name not in readme]
