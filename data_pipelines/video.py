@@ -75,13 +75,20 @@ def frames(
     raise ValueError(f"fps must be positive, not {fps}")
   progress = Progress() if progress is None else progress
   due, last, picture = 0, None, None
+
+  def show(frame: av.VideoFrame) -> np.ndarray:
+    photo = None
+    if progress.probe.still and progress.probe.codec == "mjpeg":  # OpenCV heeds all of EXIF's orientations
+      photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    return fit(upright(frame) if photo is None else photo, size, aspect)
+
   with _open(path) as (container, stream):
     progress.probe = _probe(container, stream)
     tolerance = _tolerance(stream)
     aspect = float(stream.sample_aspect_ratio or 1)
     for time, frame in _timed(container, stream, progress):
       while last is not None and due / fps < time - tolerance:
-        picture = fit(upright(last), size, aspect) if picture is None else picture
+        picture = show(last) if picture is None else picture
         yield picture
         due += 1
       last, picture = frame, None
@@ -90,7 +97,7 @@ def frames(
     if last is None:
       raise VideoError(path, f"nothing decodes: {progress.errors} errors, no frame")
     while due / fps < progress.duration - tolerance:
-      picture = fit(upright(last), size, aspect) if picture is None else picture
+      picture = show(last) if picture is None else picture
       yield picture
       due += 1
 

@@ -157,6 +157,15 @@ def test_read_clip_equals_ingestion_and_takes_images(tmp_path):
     cv2.imwrite(str(tmp_path / name), np.full((50, 80, 3), (10, 120, 240), np.uint8))
     image = video.read_clip(tmp_path / name, 8, (32, 32), 10)
     assert image.shape == (1, 32, 32, 3) and np.abs(image[0, 0, 0].astype(int) - (240, 120, 10)).max() <= 3
+  picture = np.zeros((40, 60, 3), np.uint8)
+  picture[:20, :30] = 250
+  jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+  upright = {2: picture[:, ::-1], 5: picture.transpose(1, 0, 2), 6: np.rot90(picture, -1), 8: np.rot90(picture)}
+  for orientation, want in upright.items():
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
+    (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
+    (got,) = video.read_clip(tmp_path / "turned.jpg", 1, want.shape[:2], 1)
+    assert np.abs(got.astype(int) - want).mean() < 5, orientation
   clear = np.zeros((20, 20, 4), np.uint8)
   clear[:10, :, 3] = 255
   cv2.imwrite(str(tmp_path / "clear.png"), clear)

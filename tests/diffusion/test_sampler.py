@@ -19,7 +19,7 @@ def gaussian(x, t, cond):
   return t * centred / variance - (MEAN + (1 - t) * STD**2 * centred / variance)
 
 
-@pytest.mark.parametrize("method, steps, tolerance", [("euler", 400, 0.01), ("heun", 24, 0.004)])
+@pytest.mark.parametrize("method, steps, tolerance", [("euler", 400, 0.01), ("heun", 100, 0.004)])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_gaussian_with_known_velocity_comes_back(method, steps, tolerance, shift):
   noise = jax.random.normal(jax.random.key(0), (4, 4, 32, 32, 3))
@@ -53,10 +53,11 @@ def test_what_was_given_comes_out_untouched():
 def test_guidance():
   """uncond + s (cond - uncond): 1 is off, and it acts only inside its interval; what was given is never dropped."""
   cond = {"given": jnp.ones((1, 2, 1, 1, 1)), "label": jnp.array([3]), "null": jnp.zeros(1, bool)}
-  denoise = lambda x, t, cond: jnp.where(cond["null"], 1.0, 2.0)[:, None] * cond["given"][:, :, 0, 0, 0]
-  at = lambda scale, time, interval=(0.0, 1.0): guided(denoise, scale, interval)(None, time, None, cond)[0, 0]
+  denoise = lambda x, t, cond: x * jnp.where(cond["null"], 1.0, 2.0)[:, None, None, None, None]
+  x, t = jnp.ones((1, 2, 1, 1, 1)), jnp.ones((1, 2))
+  at = lambda scale, time, interval=(0.0, 1.0): guided(denoise, scale, interval)(x, jnp.float32(time), t, cond).mean()
   assert at(1.0, 0.5) == 2.0 and at(3.0, 0.5) == 4.0 and at(0.0, 0.5) == 1.0
-  assert at(3.0, 0.9, (0.2, 0.8)) == 2.0 and at(3.0, 0.8, (0.2, 0.8)) == 4.0
+  assert at(3.0, 0.9, (0.2, 0.8)) == 2.0 and at(3.0, 0.7, (0.2, 0.8)) == 4.0
   assert (null_cond(cond)["given"] == 1).all()
 
 

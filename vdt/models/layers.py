@@ -46,7 +46,7 @@ class TimeEmbedding(nnx.Module):
 
   def __call__(self, t: Float[Array, "b f"]) -> Float[Array, "b f d"]:
     frequencies = 10_000.0 ** (-jnp.arange(128) / 128)
-    angles = 1000.0 * t[..., None].astype(jnp.float32) * frequencies
+    angles = jnp.multiply.outer(1000.0 * t.astype(jnp.float32), frequencies)
     waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return self.down(nnx.silu(self.up(waves)))
 
@@ -78,7 +78,7 @@ class Residual(nnx.Module):
   ) -> Float[Array, "b f n d"]:
     if self.kind == "none":
       return x + self.body(self.norm(x), *args)
-    signal = self.modulation(nnx.silu(time)) if self.kind == "zero" else shared + self.table[...].astype(shared.dtype)
+    signal = self.modulation(nnx.silu(time)) if self.kind == "zero" else shared + self.table[...].astype(shared.dtype)[None, None]
     shift, scale, gate = jnp.split(signal[:, :, None], 3, axis=-1)
     return x + gate * self.body(modulate(self.norm(x), shift, scale), *args)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +219,7 @@ class VideoDiT(nnx.Module):
     """The pattern, again and again, as one scan: depth costs no compile time."""
     graphdef, stacked = nnx.split(self.pattern)
 
-    def body(tokens: Array, layer: nnx.State) -> tuple[Array, None]:
+    def body(tokens: Array, layer: Any) -> tuple[Array, None]:
       return nnx.merge(graphdef, layer)(tokens, time, shared, cells), None
 
     return jax.lax.scan(REMAT[self.config.remat](body), tokens, stacked)[0]
