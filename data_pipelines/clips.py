@@ -58,11 +58,9 @@ class Clips:
   def _source(self) -> Any:
     return self._builder.as_data_source(self.split)
 
-  @property
   def labels(self) -> list[str]:
     return self._builder.info.features["label"].names
 
-  @property
   def fps(self) -> float:
     return float(self._builder.info.metadata["fps"])
 
@@ -126,7 +124,7 @@ class Clips:
     """A user's video or picture file as the data set's clips were made: (f h w 3) uint8, at most `frames` frames."""
     from data_pipelines.video import read_clip
 
-    return read_clip(path, frames=self.frames, size=tuple(self.size), fps=self.fps)
+    return read_clip(path, frames=self.frames, size=tuple(self.size), fps=self.fps())
 
 
 @dataclasses.dataclass

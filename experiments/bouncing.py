@@ -7,13 +7,12 @@ Variants: full (16 frames of 64 x 64, bfloat16, for an accelerator), demo (8 fra
 cores), tiny (the demo's shape, seconds, learns little).
 """
 
-from vdt.evals.physics import Physics
-
 from data_pipelines.clips import SimulatedClips
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.memorisation import Memorisation
 from vdt.evals.motion import Motion
+from vdt.evals.physics import Physics
 from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
 

@@ -40,7 +40,9 @@ def test_arrows():
       if root == "flax" and part != "models":
         wrong.append(f"{path.relative_to(ROOT)} imports flax: it stays in vdt/models")
   for path in sorted((ROOT / "data_pipelines").rglob("*.py")):
-    wrong += [f"{path.name} imports {m}" for m in imported(path) if m.split(".")[0] in ("jax", "vdt", "flax", "experiments")]
+    wrong += [
+      f"{path.name} imports {m}" for m in imported(path) if m.split(".")[0] in ("jax", "vdt", "flax", "experiments")
+    ]
   assert not wrong, "\n".join(wrong)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -17,6 +18,12 @@ class State(NamedTuple):
   ema: Any
   opt: Any
   step: jax.Array
+
+
+def new_state(network: Any, optimizer: Any, key: jax.Array) -> State:
+  """The state before the first step."""
+  params = network.init(key)
+  return State(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 class Checkpointer:

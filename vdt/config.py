@@ -1,8 +1,8 @@
-"""An experiment's config and the protocols of its parts. Every part builds itself; its dataclass sits beside its code."""
+"""An experiment's config and the protocols of its parts. Every part builds itself, beside its own code."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 
+@runtime_checkable
 class Data(Protocol):
   """Clips by step: a pure function of (seed, step), whatever the number of hosts.
 
@@ -29,12 +30,11 @@ class Data(Protocol):
   def batch(self, step: int) -> dict[str, np.ndarray]: ...
   def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]: ...
   def clip(self, path: str) -> np.ndarray: ...
-  @property
   def labels(self) -> list[str]: ...
-  @property
   def fps(self) -> float: ...
 
 
+@runtime_checkable
 class Model(Protocol):
   """A network's description: `build` checks it and returns `init` and `apply`; `flops` is one forward pass's."""
 
@@ -125,9 +125,10 @@ class Config:
       if not 0 <= first < last:
         raise ValueError(f"config.profile {self.profile!r} traces no step: FIRST must be less than LAST")
     self.data.prepare()
-    if self.model.classes and self.model.classes < len(self.data.labels):
+    if self.model.classes and self.model.classes < len(self.data.labels()):
       raise ValueError(
-        f"the data set has {len(self.data.labels)} labels, model.classes is {self.model.classes}: raise it, or set 0 for none"
+        f"the data set has {len(self.data.labels())} labels, model.classes is {self.model.classes}: raise it, or set "
+        f"0 for none"
       )
     mesh = self.mesh.build()
     parts = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -39,7 +39,7 @@ def write_report(config: Config, network: Any, params: Any, tables: dict[str, Ta
   html = page.render(
     title=" ".join(stored["origin"]) or workdir,
     curves=curves(read_rows(workdir)),
-    videos={name: [embed(video.webp(each, held_out.fps), "webp") for each in made] for name, made in rows.items()},
+    videos={name: [embed(video.webp(each, held_out.fps()), "webp") for each in made] for name, made in rows.items()},
     tables={name: columns(table) for name, table in tables.items()},
     environment=stored["environment"],
     config=json.dumps(stored["config"], indent=2),

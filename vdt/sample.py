@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 
 from vdt import sharding, video
-from vdt.checkpoint import Checkpointer, State
+from vdt.checkpoint import Checkpointer, new_state
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
 from vdt.evals import pixels
@@ -25,14 +25,9 @@ def load(config: Config, workdir: str, step: int | None = None) -> tuple[Any, An
   """The mesh, the network, a run's average weights and their step. ValueError as `Checkpointer.restore`."""
   mesh, network = config.build()
   with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
-
-    def new_state(key: jax.Array) -> State:
-      params = network.init(key)
-      return State(params, params, config.optimizer.build().init(params), jnp.zeros((), jnp.int32))
-
-    like = jax.eval_shape(new_state, jax.random.key(0))
-    place = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    state = checkpoints.restore(jax.tree.map(place, like, sharding.shardings(like, mesh)), step)
+    build = partial(new_state, network, config.optimizer.build())
+    like = jax.eval_shape(build, jax.random.key(0))
+    state = checkpoints.restore(sharding.place(like, mesh), step)
   return mesh, network, state.ema, int(state.step)
 
 
@@ -109,9 +104,9 @@ def run(
   batches = [held_out.batch(k) for k in range(-(-count // held_out.batch_size))]
   videos, labels = (np.concatenate([batch[name] for batch in batches])[:count] for name in ("video", "label"))
   if label is not None:
-    if label not in held_out.labels:
-      raise ValueError(f"unknown label {label!r}: choose from {', '.join(held_out.labels)}")
-    labels = np.full(count, held_out.labels.index(label), np.int32)
+    if label not in held_out.labels():
+      raise ValueError(f"unknown label {label!r}: choose from {', '.join(held_out.labels())}")
+    labels = np.full(count, held_out.labels().index(label), np.int32)
   task = task or ("prediction" if given else "generation")
   mask = None
   if given:
@@ -133,8 +128,8 @@ def run(
   folder.mkdir(parents=True, exist_ok=True)
   made = video.to_uint8(made)
   for number, each in enumerate(made):
-    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, held_out.fps))
-    (folder / f"{number:04d}.webp").write_bytes(video.webp(each, held_out.fps))
+    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, held_out.fps()))
+    (folder / f"{number:04d}.webp").write_bytes(video.webp(each, held_out.fps()))
   (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(made[:64])))
   print(f"{count} videos of step {step}, task {task}, seed {seed}: {folder}")
 

@@ -35,10 +35,13 @@ def spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P:
   return P(*[None] * lead, *axes)
 
 
-def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-  """A tree of shapes to a tree of shardings."""
-  place = lambda path, leaf: NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh))
-  return jax.tree_util.tree_map_with_path(place, tree)
+def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """A tree of shapes with the table's sharding on every leaf."""
+
+  def leaf(path: tuple, x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(path_name(path), x.shape, mesh)))
+
+  return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
 def put(batch: dict, mesh: jax.sharding.Mesh) -> dict:

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config
 from vdt.diffusion import guidance
 from vdt.evaluate import evaluate, flat
+from vdt.models import Network
 from vdt.report import write_report
 
 RESTART, INTERRUPTED = 77, 130
@@ -31,15 +33,36 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   mesh, network = config.build()
   workdirs.claim(workdir, config, origin)
   optimizer = config.optimizer.build()
-  train_key, init_key = jax.random.split(jax.random.key(config.seed))
+  init_key, train_key = jax.random.split(jax.random.key(config.seed))
+  new_state = partial(checkpoint.new_state, network, optimizer, init_key)
 
-  def new_state() -> State:
-    params = network.init(init_key)
-    return State(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
+  with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints, stopping() as stop:
+    like = sharding.place(jax.eval_shape(new_state), mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, like)
+    fresh = checkpoints.newest is None
+    state = checkpoints.restore_or(jax.jit(new_state, out_shardings=placed), like)
+    if config.init_from and fresh:
+      params, report = checkpoint.init_from(state.params, config.init_from)
+      state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+      print(report, file=sys.stderr)
+    update = jax.jit(make_update(config, network, optimizer, train_key), donate_argnums=0, out_shardings=(placed, None))
+    start = int(state.step)
+    flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
+    with writer.Writer(workdir, start, config.steps, flops) as log:
+      state = loop(config, network, mesh, state, update, log, checkpoints, stop, workdir)
+      tables = evaluate(config, network, state.ema, config.evals)
+      if start < config.steps:
+        log.write({"step": config.steps, **flat(tables)})
+    print(write_report(config, network, state.ema, tables, workdir))
+  return state
+
+
+def make_update(config: Config, network: Network, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
+  """`state, metrics = update(state, batch)`: one training step, a function of the state, the batch and the seed."""
 
   def update(state: State, batch: dict) -> tuple[State, dict]:
-    key = jax.random.fold_in(train_key, state.step)  # resuming needs no saved RNG
-    k_task, k_drop, k_loss = jax.random.split(key, 3)
+    step_key = jax.random.fold_in(train_key, state.step)  # resuming needs no saved RNG
+    k_task, k_drop, k_loss = jax.random.split(step_key, 3)
     x0 = batch["video"].astype(jnp.float32) / 127.5 - 1.0
     given, _ = config.tasks.draw(k_task, x0.shape[:4], config.model.patch[0])
     null = guidance.drop(k_drop, x0.shape[0], config.cond_drop)
@@ -52,66 +75,58 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    state = State(*keep((params, ema, opt), (state.params, state.ema, state.opt)), state.step + 1)
-    rate = config.optimizer.schedule(state.step - 1)
-    return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite}
+    params, ema, opt = keep((params, ema, opt), (state.params, state.ema, state.opt))
+    rate = config.optimizer.schedule(state.step)
+    metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite}
+    return State(params, ema, opt, state.step + 1), metrics
 
-  with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints, stopping() as stop:
-    like = jax.eval_shape(new_state)
-    placed = sharding.shardings(like, mesh)
-    like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, placed)
-    fresh = checkpoints.newest is None
-    state = checkpoints.restore_or(jax.jit(new_state, out_shardings=placed), like)
-    start = int(state.step)
-    flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
-    log = writer.Writer(workdir, start, config.steps, flops)
-    if config.init_from and fresh:
-      params, report = checkpoint.init_from(state.params, config.init_from)
-      state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-      log.say(report)
+  return update
 
-    update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
-    batches = config.data.batches(start, jax.process_index(), jax.process_count())
-    first, last = map(int, config.profile.split(":")) if config.profile else (-1, -1)
-    bad, pending = 0, None
-    for step in range(start, config.steps):
-      if step == first:
-        jax.profiler.start_trace(f"{workdir}/profile")
-      with log.waiting():
-        batch = next(batches)
-      state, metrics = update(state, sharding.put({name: batch[name] for name in ("video", "label")}, mesh))
-      done = step + 1
-      bad = settle(config, log, pending, bad)  # of the step before, while the device works on this one
-      pending = (done, metrics)
-      if done == last:
-        jax.block_until_ready(state)
-        jax.profiler.stop_trace()
-        log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
-      if done % config.save_every == 0 or done == config.steps:
-        checkpoints.save(state)
-      due = {name: e for name, e in config.evals.items() if e.every and done % e.every == 0 and done < config.steps}
-      if due:
-        bad, pending = settle(config, log, pending, bad), None
-        with log.paused():
-          tables = evaluate(config, network, state.ema, due)
-        log.write({"step": done, **flat(tables)})
-      log.bar.update()
-      if stop:
-        settle(config, log, pending, bad)
-        checkpoints.save(state, wait=True)
-        log.say(f"stopped by {signal.Signals(stop[0]).name} at step {done}: everything is saved, run again to go on")
-        log.close()
-        sys.exit(RESTART if stop[0] == signal.SIGTERM else INTERRUPTED)
-    settle(config, log, pending, bad)
-    tables = evaluate(config, network, state.ema, config.evals)
-    if start < config.steps:
-      log.write({"step": config.steps, **flat(tables)})
-    log.close()
-    report = write_report(config, network, state.ema, tables, workdir)
-  print(report)
+
+def loop(
+  config: Config,
+  network: Network,
+  mesh: jax.sharding.Mesh,
+  state: State,
+  update: Any,
+  log: writer.Writer,
+  checkpoints: Checkpointer,
+  stop: list[int],
+  workdir: str,
+) -> State:
+  """From `state` to `config.steps`: read, update, save, evaluate; see `train` for how it ends early."""
+  start = int(state.step)
+  batches = config.data.batches(start, jax.process_index(), jax.process_count())
+  first, last = map(int, config.profile.split(":")) if config.profile else (-1, -1)
+  bad, pending = 0, None
+  for done in range(start + 1, config.steps + 1):
+    if done - 1 == first:
+      jax.profiler.start_trace(f"{workdir}/profile")
+    with log.waiting():
+      batch = next(batches)
+    state, metrics = update(state, sharding.put({name: batch[name] for name in ("video", "label")}, mesh))
+    bad = settle(config, log, pending, bad)  # of the step before, while the device works on this one
+    pending = (done, metrics)
+    if done == last:
+      jax.block_until_ready(state)
+      jax.profiler.stop_trace()
+      log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
+    due = {name: each for name, each in config.evals.items() if each.every and done % each.every == 0}
+    saving = done % config.save_every == 0 or done == config.steps or bool(stop)
+    if due or saving:  # all rows up to a checkpoint are written before it is
+      bad, pending = settle(config, log, pending, bad), None
+    if due and done < config.steps:
+      with log.paused():
+        log.write({"step": done, **flat(evaluate(config, network, state.ema, due))})
+    if saving:
+      checkpoints.save(state, wait=bool(stop))
+    log.bar.update()
+    if stop:
+      log.say(f"stopped by {signal.Signals(stop[0]).name} at step {done}: everything is saved, run again to go on")
+      sys.exit(RESTART if stop[0] == signal.SIGTERM else INTERRUPTED)
   return state
 
 

@@ -88,7 +88,10 @@ class Writer:
   def say(self, text: str) -> None:
     self.bar.write(text, file=sys.stderr)
 
-  def close(self) -> None:
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *_) -> None:
     self.bar.close()
     self.events.close()
 

@@ -63,5 +63,7 @@ def test_the_loss_sees_only_what_was_not_given_and_is_normalised_by_it():
     seen = []
     flow.losses(lambda x, t, cond: (seen.append((x, t)), x)[1], x0, noise, jnp.full(3, 0.5), cond)
     x, t = seen[0]
-    assert (jnp.where(given > 0, x == x0, x == 0.75)).all(), "the network sees what was given, clean, and the rest noised"
+    assert (jnp.where(given > 0, x == x0, x == 0.75)).all(), (
+      "the network sees what was given, clean, and the rest noised"
+    )
     assert ((t == 0) == (given.min(axis=(2, 3, 4)) == 1)).all()

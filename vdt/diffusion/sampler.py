@@ -32,7 +32,7 @@ class Sampler:
     x_given: Float[Array, "b f h w c"],
     cond: dict,
   ) -> Float[Array, "b f h w c"]:
-    """Videos made of `noise`, exactly `x_given` where `cond["given"]` is 1. `diffusion` brings `grid` and `velocity`."""
+    """Videos made of `noise`, exactly `x_given` where `cond["given"]` is 1; `diffusion` has `grid` and `velocity`."""
     if self.method not in ("euler", "heun"):
       raise ValueError(f"unknown sampler method {self.method!r}: choose euler or heun")
     hidden = 1.0 - cond["given"]

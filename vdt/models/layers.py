@@ -78,7 +78,11 @@ class Residual(nnx.Module):
   ) -> Float[Array, "b f n d"]:
     if self.kind == "none":
       return x + self.body(self.norm(x), *args)
-    signal = self.modulation(nnx.silu(time)) if self.kind == "zero" else shared + self.table[...].astype(shared.dtype)[None, None]
+    signal = (
+      self.modulation(nnx.silu(time))
+      if self.kind == "zero"
+      else shared + self.table[...].astype(shared.dtype)[None, None]
+    )
     shift, scale, gate = jnp.split(signal[:, :, None], 3, axis=-1)
     return x + gate * self.body(modulate(self.norm(x), shift, scale), *args)
 

@@ -1,0 +1,124 @@
+"""A run that is killed and goes on is the run that was never killed. The processes and the signals are real."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vdt.checkpoint import Checkpointer
+from vdt.writer import TIMINGS
+
+ROOT = Path(__file__).parents[1]
+STEPS = 40
+
+
+def command(workdir, data_dir, **fields):
+  fields = {"steps": STEPS, "log_every": 2, "save_every": 5, "data.batch_size": 4, "data.data_dir": data_dir, **fields}
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  return [sys.executable, "-m", "vdt.train", f"--config={ROOT}/tests/short.py", f"--workdir={workdir}", *flags]
+
+
+def start(workdir, data_dir, **fields):
+  environment = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
+  }
+  environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  return subprocess.Popen(
+    command(workdir, data_dir, **fields), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+  )
+
+
+def finish(workdir, data_dir, **fields):
+  process = start(workdir, data_dir, **fields)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def saved(workdir):
+  """Every array of the last checkpoint, by path."""
+  import orbax.checkpoint as ocp
+
+  with Checkpointer(str(workdir), create=False) as checkpoints:
+    assert checkpoints.newest == STEPS
+    return jax.tree.leaves(checkpoints.manager.restore(STEPS, args=ocp.args.StandardRestore()))
+
+
+def rows(workdir):
+  read = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+  return [{name: value for name, value in row.items() if name not in TIMINGS} for row in read]
+
+
+def last_step(workdir):
+  path = Path(workdir) / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return json.loads(lines[-1])["step"] if lines else 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data_dir):
+  """The run that nobody killed."""
+  workdir = tmp_path_factory.mktemp("whole")
+  code, out, err = finish(workdir, data_dir)
+  assert code == 0, err
+  assert (workdir / "report.html").exists()
+  return workdir
+
+
+def assert_equal(workdir, whole):
+  for mine, theirs in zip(saved(workdir), saved(whole), strict=True):
+    np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+  assert rows(workdir) == rows(whole)
+  assert [row["step"] for row in rows(workdir)] == list(range(2, STEPS + 1, 2))
+
+
+def test_killed_six_times_also_in_the_middle_of_a_save(whole, tmp_path, data_dir):
+  rng, in_save, at_step = random.Random(0), 0, []
+  for kill in range(6):
+    process = start(tmp_path, data_dir)
+    begun = last_step(tmp_path)
+    target = begun + rng.randint(2, 5)
+    deadline = time.monotonic() + 200
+    checkpoints = tmp_path / "checkpoints"
+    try:
+      while process.poll() is None and time.monotonic() < deadline:
+        torn = list(checkpoints.glob("*.orbax-checkpoint-tmp")) if checkpoints.exists() else []
+        if (kill % 2 and torn) or (not kill % 2 and last_step(tmp_path) >= target):
+          process.send_signal(signal.SIGKILL)
+          in_save += bool(torn)
+          break
+        time.sleep(0.001)
+    finally:
+      process.kill()
+      process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    at_step.append(last_step(tmp_path))
+  assert in_save >= 2, "kills in the middle of a save"
+  code, _, err = finish(tmp_path, data_dir)
+  assert code == 0, err
+  assert_equal(tmp_path, whole)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 77), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_so(whole, tmp_path, data_dir, number, code):
+  process = start(tmp_path, data_dir)
+  while last_step(tmp_path) < 8:
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.01)
+  process.send_signal(number)
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == code and "everything is saved" in err
+  with Checkpointer(str(tmp_path), create=False) as checkpoints:
+    assert 8 <= checkpoints.newest < STEPS
+  assert finish(tmp_path, data_dir)[0] == 0
+  assert_equal(tmp_path, whole)
