@@ -37,7 +37,8 @@ class Clips:
     """FileNotFoundError if the data set is not there, ValueError if it does not hold what is asked for."""
     if not os.path.exists(os.path.join(self.directory, "dataset_info.json")):
       raise FileNotFoundError(
-        f"no data set at {self.directory}: make it with `vdt ingest FOLDER --out {self.directory}`, or set data.data_dir"
+        f"no data set at {self.directory}: make it with `vdt ingest FOLDER --out {self.directory}`, or set "
+        f"data.data_dir"
       )
     info = self._builder.info
     if self.split not in info.splits:
@@ -68,7 +69,7 @@ class Clips:
     return len(self._source)
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
-    """The global batch of a step: "video" (b f h w 3) uint8, "label" (b,) int32, "id" and "caption" (b,) of bytes."""
+    """The global batch of a step: "video" (b f h w 3) uint8, "label" (b,) int32, "id" and "caption" (b,) of text."""
     return self._read(step * self.batch_size + np.arange(self.batch_size))
 
   def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
@@ -85,13 +86,15 @@ class Clips:
       batch = self._read(step * self.batch_size + host * local + np.arange(local))
       return [batch[name] for name in names]
 
-    types = [tf.string if value.dtype.kind == "S" else value.dtype for value in example.values()]
+    text = lambda value: value.dtype.kind in "UO"
+    types = [tf.string if text(value) else value.dtype for value in example.values()]
     load = lambda step: tf.numpy_function(read, [step], types, stateful=False)
     options = tf.data.Options()
     options.threading.private_threadpool_size = 2
     steps = tf.data.Dataset.range(start, 2**40).map(load, num_parallel_calls=2, deterministic=True)
     for values in steps.prefetch(2).with_options(options).as_numpy_iterator():
-      yield {name: np.asarray(value, "S") if value.dtype == object else value for name, value in zip(names, values)}
+      decoded = (np.strings.decode(np.asarray(value, "S")) if text(value) else value for value in values)
+      yield dict(zip(names, decoded))
 
   def _read(self, positions: np.ndarray) -> dict[str, np.ndarray]:
     """The clips at global positions: epoch position // len, its shuffled order, its own crop and flip."""
@@ -106,8 +109,8 @@ class Clips:
     return {
       "video": np.stack(clips),
       "label": np.array([example["label"] for example in examples], np.int32),
-      "id": np.array([example["id"] for example in examples], "S"),
-      "caption": np.array([example["caption"] for example in examples], "S"),
+      "id": np.array([example["id"].decode() for example in examples]),
+      "caption": np.array([example["caption"].decode() for example in examples]),
     }
 
   def _clip(self, tall: np.ndarray, position: int) -> np.ndarray:

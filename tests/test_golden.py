@@ -26,5 +26,5 @@ def test_a_golden_training_step(tmp_path, data_dir, request):
   wanted = json.loads(GOLDEN.read_text())
   for mine, theirs in zip(found, wanted, strict=True):
     assert mine == pytest.approx(theirs, rel=1e-4), (
-      "training changed: if that is what you meant, run `make golden`, look at the difference, and say why in the commit"
+      "training changed: if you meant it, run `make golden`, look at the difference, and say why in the commit"
     )

@@ -69,7 +69,7 @@ def last_step(workdir):
 def whole(tmp_path_factory, data_dir):
   """The run that nobody killed."""
   workdir = tmp_path_factory.mktemp("whole")
-  code, out, err = finish(workdir, data_dir)
+  code, _, err = finish(workdir, data_dir)
   assert code == 0, err
   assert (workdir / "report.html").exists()
   return workdir
@@ -116,7 +116,7 @@ def test_a_signal_saves_and_says_so(whole, tmp_path, data_dir, number, code):
     assert process.poll() is None, process.communicate()
     time.sleep(0.01)
   process.send_signal(number)
-  out, err = process.communicate(timeout=120)
+  _, err = process.communicate(timeout=120)
   assert process.returncode == code and "everything is saved" in err
   with Checkpointer(str(tmp_path), create=False) as checkpoints:
     assert 8 <= checkpoints.newest < STEPS

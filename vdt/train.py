@@ -115,16 +115,17 @@ def loop(
       jax.profiler.stop_trace()
       log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
     due = {name: each for name, each in config.evals.items() if each.every and done % each.every == 0}
-    saving = done % config.save_every == 0 or done == config.steps or bool(stop)
+    stopped = bool(stop)
+    saving = done % config.save_every == 0 or done == config.steps or stopped
     if due or saving:  # all rows up to a checkpoint are written before it is
       bad, pending = settle(config, log, pending, bad), None
     if due and done < config.steps:
       with log.paused():
         log.write({"step": done, **flat(evaluate(config, network, state.ema, due))})
     if saving:
-      checkpoints.save(state, wait=bool(stop))
+      checkpoints.save(state, wait=stopped)
     log.bar.update()
-    if stop:
+    if stopped:
       log.say(f"stopped by {signal.Signals(stop[0]).name} at step {done}: everything is saved, run again to go on")
       sys.exit(RESTART if stop[0] == signal.SIGTERM else INTERRUPTED)
   return state
@@ -137,7 +138,7 @@ def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) 
   step, metrics = pending[0], {name: np.asarray(value).item() for name, value in pending[1].items()}
   finite = metrics.pop("finite")
   if not finite:
-    ids = [name.decode() for name in config.data.batch(step - 1)["id"]]
+    ids = config.data.batch(step - 1)["id"].tolist()
     log.say(f"step {step} skipped: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}, from {', '.join(ids)}")
     log.write({"step": step, "skipped": ids})
     if bad + 1 == PATIENCE:

@@ -61,7 +61,7 @@ def test_the_loss_sees_only_what_was_not_given_and_is_normalised_by_it():
     wrong_where_given = lambda x, t, cond: (noise - x0) + 9.0 * cond["given"]
     assert flow.losses(wrong_where_given, x0, noise, jnp.full(3, 0.5), cond) == pytest.approx([0.0] * 3)
     seen = []
-    flow.losses(lambda x, t, cond: (seen.append((x, t)), x)[1], x0, noise, jnp.full(3, 0.5), cond)
+    flow.losses(lambda x, t, cond, seen=seen: (seen.append((x, t)), x)[1], x0, noise, jnp.full(3, 0.5), cond)
     x, t = seen[0]
     assert (jnp.where(given > 0, x == x0, x == 0.75)).all(), (
       "the network sees what was given, clean, and the rest noised"

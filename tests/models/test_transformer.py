@@ -109,7 +109,7 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
     def repeat(self, tokens, time, shared, cells):
       graphdef, stacked = nnx.split(self.pattern)
       for i in range(3):
-        tokens = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[i], stacked))(tokens, time, shared, cells)
+        tokens = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(tokens, time, shared, cells)
       return tokens
 
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: Loop(config(depth=6), nnx.Rngs(0))))
@@ -164,7 +164,7 @@ def test_rotary_logits_depend_on_the_distance_alone():
 
 @pytest.mark.parametrize("name, millions", [("S", 32.48), ("B", 129.55), ("L", 456.82), ("XL", 673.68)])
 def test_named_sizes_are_the_published_ones(name, millions):
-  """Latte's counts (arXiv:2401.03048) hold 8 output channels and a patch embedding without `given`; ours has 4 and 5."""
+  """Latte's (arXiv:2401.03048) have 8 output channels and no channel for what is given; ours 4 and one."""
   cfg = TransformerConfig.sized(name, channels=4, qk_norm=False)
   shapes = jax.eval_shape(cfg.build(16, (32, 32), {}).init, jax.random.key(0))
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -1,0 +1,56 @@
+"""Every experiment's `:tiny` variant trains, samples and reports."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from vdt import cli
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+  """A data set made of video files of our own, by the command a user runs."""
+  import av
+
+  folder, out = tmp_path_factory.mktemp("films"), tmp_path_factory.mktemp("data") / "real_clips"
+  for number in range(6):
+    with av.open(str(folder / f"film_{number}.mp4"), "w") as container:
+      stream = container.add_stream("libx264", rate=8)
+      stream.width, stream.height, stream.pix_fmt = 48, 40, "yuv420p"
+      for index in range(40):
+        picture = np.full((40, 48, 3), 40 + 10 * number, np.uint8)
+        cv2.circle(picture, ((3 * index + 7 * number) % 48, 20), 6, (200, 80, 40), -1)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+      container.mux(stream.encode())
+  held_out = folder / "held_out.txt"
+  held_out.write_text("film_4.mp4\nfilm_5.mp4\n")
+  options = "--size 32 --fps 8 --frames 8 --stride 2 --format png".split()
+  cli.main(["ingest", str(folder), "--out", str(out), *options, "--test-sources", str(held_out)])
+  return str(out.parent)
+
+
+def test_there_are_experiments():
+  assert {path.stem for path in EXPERIMENTS} >= {"bouncing", "real_clips"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_tiny(path, tmp_path, data_dir, ingested):
+  text = path.read_text()
+  fields = {"steps": 4, "log_every": 2, "save_every": 4, "data.batch_size": 4, "mesh.data": 1}
+  fields["data.data_dir"] = ingested if "real_clips" in text else data_dir
+  for name in ("loss", "motion", "physics", "memorisation", "prediction"):
+    if f'"{name}":' in text:
+      fields[f"evals.{name}.count"] = 4
+  cli.main(["train", f"--config={path}:tiny", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in fields.items())])
+  page = (tmp_path / "report.html").read_text()
+  assert "data:image/webp;base64," in page and "data:image/svg+xml;base64," in page
+  assert "http://" not in page.replace("http://www.w3.org", "") and "src=\"https://" not in page, "it opens offline"
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows if "loss" in row] == [2, 4]
+  assert all(row["utilisation"] > 0 and row["data_wait"] >= 0 for row in rows if "loss" in row)
