@@ -11,7 +11,6 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import hashlib
@@ -23,7 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import av
@@ -31,10 +30,9 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_pipelines import video
+from data_pipelines import sources, video
 
 MANIFEST = "manifest.json"
-MOST_CLASSES = 1000  # more distinct captions than this are no classes
 TALLEST_JPEG = 65500  # pixels
 
 
@@ -96,31 +94,30 @@ def ingest(
     raise ValueError(f"test_fraction must be at least 0 and below 1, not {test_fraction}")
   if out.exists() and not (out / MANIFEST).exists() and not (out.is_dir() and not any(out.iterdir())):
     raise ValueError(f"{out} is there and is not an ingested data set: choose another --out or remove it")
-  names = _files(directory, skip=(out, _partial(out), captions, test_sources))
-  rows, notes = _captions(captions, names) if captions else ({}, [])
-  tests = _tests(test_sources, names) if test_sources else {n for n in names if _unit(n) < test_fraction}
-  labelled = any("label" in row for row in rows.values())
+  names = sources.find_files(directory, skip=(out, _partial(out), captions, test_sources))
+  rows, notes = sources.read_captions(captions, names) if captions else ({}, [])
+  tests = sources.choose_tests(names, test_sources, test_fraction)
   workers = workers or len(os.sched_getaffinity(0))
-  entries = _entries(names, rows, tests, labelled, workers)
+  entries = sources.make_entries(names, rows, tests, workers)
   recipe = dataclasses.asdict(settings) | {"size": list(settings.size)}
   known = [[entry.get(key) for key in ("file", "sha256", "split", "caption", "label")] for entry in entries]
   fingerprint = _digest([recipe, known])
   if (out / MANIFEST).exists():
     manifest = json.loads((out / MANIFEST).read_text())
     if manifest["fingerprint"] == fingerprint:
-      _say(f"{out} is already made from these files with these settings: nothing to do")
+      print(f"{out} is already made from these files with these settings: nothing to do", file=sys.stderr)
       return manifest
     raise ValueError(f"{out} was made from other files or settings: choose another --out or remove it")
   if all("reason" in entry for entry in entries):
-    _report(entries, notes)
+    sources.report(entries, notes)
     raise ValueError(f"no usable video among the {len(entries)} files of {directory}")
   try:
     with _locked(_partial(out)) as partial:
       stage = partial / _digest(recipe)[:16]
       stage.mkdir(exist_ok=True)
       _decode(names, entries, settings, stage, workers)
-      _report(entries, notes)
-      manifest = _manifest(entries, notes, recipe, fingerprint, directory)
+      sources.report(entries, notes)
+      manifest = sources.make_manifest(entries, notes, recipe, fingerprint, directory)
       _assemble(entries, manifest, stage, partial / "build")
       (partial / "build" / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
       os.rename(partial / "build", out)
@@ -141,121 +138,8 @@ def _partial(out: Path) -> Path:
   return out.with_name(out.name + ".partial")
 
 
-def _say(line: str) -> None:
-  print(line, file=sys.stderr)
-
-
 def _digest(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _unit(name: str) -> float:
-  """A number in [0, 1) that only depends on the name."""
-  return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
-
-
-def _files(directory: Path, skip: tuple) -> dict[str, Path]:
-  """Every file under the folder by its relative name, sorted, without what this program reads or writes there."""
-
-  def fail(error: OSError):
-    raise error
-
-  skipped = {Path(path).absolute() for path in skip if path}
-  found = {}
-  for root, folders, files in os.walk(directory, onerror=fail):
-    folders[:] = [folder for folder in folders if (Path(root) / folder).absolute() not in skipped]
-    links = [folder for folder in folders if (Path(root) / folder).is_symlink()]  # not followed, but accounted for
-    for path in (Path(root) / file for file in files + links):
-      if path.absolute() not in skipped:
-        name = os.fsencode(path.relative_to(directory)).decode(errors="backslashreplace")
-        found[name] = path
-  if not found:
-    raise ValueError(f"no files in {directory}")
-  return dict(sorted(found.items()))
-
-
-def _captions(path: str | os.PathLike, names: dict[str, Path]) -> tuple[dict[str, dict[str, str]], list[str]]:
-  """The rows of a captions file by file name, and what is odd about them."""
-  try:
-    text = Path(path).read_text(encoding="utf-8-sig")
-    if Path(path).suffix in (".jsonl", ".json"):
-      lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-    else:
-      lines = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-  except FileNotFoundError:
-    raise FileNotFoundError(f"no captions file {path}") from None
-  except (OSError, ValueError, csv.Error) as error:
-    raise ValueError(f"cannot read the captions of {path} as CSV or JSONL: {error}") from None
-  rows = {}
-  for number, line in enumerate(lines, 1):
-    if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in ("file", "caption")):
-      raise ValueError(f"{path}, entry {number}: needs the columns file and caption, both text")
-    name = str(PurePosixPath(line["file"].strip()))
-    row = {"caption": line["caption"].strip()}
-    if line.get("label") not in (None, ""):
-      row["label"] = _line(str(line["label"]))
-    if rows.setdefault(name, row) != row:
-      raise ValueError(f"{path}, entry {number}: {name} was captioned before, differently")
-  unlabelled = [name for name, row in rows.items() if "label" not in row]
-  if 0 < len(unlabelled) < len(rows):
-    raise ValueError(f"{path}: label every file or none; without a label: {_some(unlabelled)}")
-  missing = [name for name in rows if name not in names]
-  if len(missing) == len(rows):
-    raise ValueError(f"{path} names none of the files of the folder (its names are relative to the folder)")
-  return rows, [f"{len(missing)} captions are for files that do not exist: {_some(missing)}"] if missing else []
-
-
-def _tests(path: str | os.PathLike, names: dict[str, Path]) -> set[str]:
-  """The names listed in a text file, one relative path or file name a line."""
-  try:
-    listed = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-  except FileNotFoundError:
-    raise FileNotFoundError(f"no list of test files {path}") from None
-  except (OSError, ValueError) as error:
-    raise ValueError(f"cannot read the list of test files {path}: {error}") from None
-  found = {each: {name for name in names if each in (name, PurePosixPath(name).name)} for each in listed}
-  unknown = [each for each in listed if not found[each]]
-  if unknown:
-    raise ValueError(f"{path} names files that are not in the folder: {_some(unknown)}")
-  return set().union(*found.values())
-
-
-def _line(text: str) -> str:
-  """Text as the name of a class: TFDS keeps one a line, and drops empty ones."""
-  return " ".join(text.split()) or "(none)"
-
-
-def _some(names: list[str]) -> str:
-  return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def _entries(names, rows, tests, labelled, workers) -> list[dict[str, Any]]:
-  """What is known of each file before it is decoded; those with a `reason` are dropped."""
-
-  def checksum(path: Path) -> tuple[str | None, int, str | None]:
-    if not path.is_file():
-      return None, 0, "unreadable: not a regular file"
-    try:
-      with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size, None
-    except OSError as error:
-      return None, 0, f"unreadable: {error.strerror}"
-
-  first, entries = {}, []
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    sums = tqdm.tqdm(pool.map(checksum, names.values()), "checksums", len(names), unit="file", mininterval=1)
-    for name, (sha256, size, reason) in zip(names, sums):
-      words = PurePosixPath(name).stem.replace("_", " ").replace("-", " ").split()
-      row = rows.get(name, {"caption": " ".join(words)})
-      entry = {"file": name, "sha256": sha256, "bytes": size, "split": "test" if name in tests else "train", **row}
-      if not reason and not size:
-        reason = "empty file"
-      elif not reason and labelled and "label" not in row:
-        reason = "no label: the captions file labels others, not this one"
-      elif not reason and first.setdefault(sha256, name) != name:
-        reason = f"duplicate: the same content as {first[sha256]}"
-      entries.append(entry | {"reason": reason} if reason else entry)
-  return entries
 
 
 @contextlib.contextmanager
@@ -323,44 +207,6 @@ def _stage(path: Path, settings: Settings, target: Path, stop: threading.Event) 
   temporary.write_text(json.dumps(found))
   os.replace(temporary, record)
   return found
-
-
-def _report(entries: list[dict], notes: list[str]) -> None:
-  for note in notes:
-    _say(f"warning: {note}")
-  for entry in entries:
-    if "reason" in entry:
-      _say(f"dropped {entry['file']}: {entry['reason']}")
-    for warning in entry.get("warnings", ()):
-      _say(f"warning: {entry['file']}: {warning}")
-
-
-def _manifest(entries, notes, recipe, fingerprint, directory) -> dict[str, Any]:
-  """The account of all files. Names of classes are decided here, from the files that gave clips."""
-  used = [entry for entry in entries if "reason" not in entry]
-  if not used:
-    raise ValueError(f"no usable video among the {len(entries)} files of {directory}")
-  clips = collections.Counter()
-  for entry in used:
-    clips[entry["split"]] += entry["clips"]
-  if not clips["train"]:
-    raise ValueError("every usable file is in the split test: name fewer in --test-sources or lower --test-fraction")
-  if not clips["test"]:
-    notes.append("no file is in the split test: name some in --test-sources or raise --test-fraction")
-    _say(f"warning: {notes[-1]}")
-  single = "label" not in used[0] and len({_line(entry["caption"]) for entry in used}) > MOST_CLASSES
-  for entry in used:
-    entry["label"] = "video" if single else entry.get("label", _line(entry["caption"]))
-  reasons = collections.Counter(entry["reason"].partition(":")[0] for entry in entries if "reason" in entry)
-  return {
-    "fingerprint": fingerprint,
-    "settings": recipe,
-    "totals": {"files": len(entries), "used": len(used), "dropped": len(entries) - len(used), "clips": dict(clips)},
-    "reasons": dict(sorted(reasons.items())),
-    "warnings": notes,
-    "labels": sorted({entry["label"] for entry in used}),
-    "sources": [{key: value for key, value in entry.items() if key != "lengths"} for entry in entries],
-  }
 
 
 def _assemble(entries: list[dict], manifest: dict, stage: Path, build: Path) -> None:
@@ -463,5 +309,5 @@ if __name__ == "__main__":
   except (ValueError, OSError) as error:
     sys.exit(f"ingest: {error}")
   except KeyboardInterrupt:
-    _say("interrupted: run the same command again to go on")
+    print("interrupted: run the same command again to go on", file=sys.stderr)
     sys.exit(130)

@@ -38,11 +38,20 @@ def get_config(variant: str = "full") -> Config:
       pass
     case "demo" | "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=32)
-      config.model = TransformerConfig(depth=4, width=96, heads=3, classes=4, dtype="float32")
+      config.model = TransformerConfig(
+        depth=4,
+        width=128,
+        heads=4,
+        patch=(1, 4, 4),
+        pattern=(("space", "time"),),
+        classes=4,
+        remat="full",
+        dtype="float32",
+      )
       config.optimizer = AdamW(lr=2e-3, warmup=100, b2=0.99)
       config.sampler = Sampler(method="heun", steps=8)
       config.ema = 0.998
-      config.steps, config.log_every, config.save_every = 2_000, 10, 500
+      config.steps, config.log_every, config.save_every = 1_200, 10, 300
       if variant == "tiny":
         config.model.width, config.model.heads = 32, 1
         config.data.batch_size = 8

@@ -8,6 +8,8 @@ from typing import Any
 
 from absl import flags
 
+from vdt import host
+
 VERBS = {
   "train": "train an experiment, or go on with it: --config FILE.py[:VARIANT] --workdir DIR",
   "sample": "a checkpoint, and what you give, to videos: --workdir DIR",
@@ -25,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(f"  vdt {name:9} {text}" for name, text in VERBS.items()))
     sys.exit(verb not in ("-h", "--help", "help"))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  host.keep_freed_memory()
   try:
     globals()[verb](rest)
   except KeyboardInterrupt:

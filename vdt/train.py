@@ -51,8 +51,9 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     with writer.Writer(workdir, start, config.steps, flops) as log:
       state = loop(config, network, mesh, state, update, log, checkpoints, stop, workdir)
       tables = evaluate(config, network, state.ema, config.evals)
-      if start < config.steps:
-        log.write({"step": config.steps, **flat(tables)})
+      written = [name for row in writer.read_rows(workdir) if row["step"] == config.steps for name in row]
+      if final := {name: value for name, value in flat(tables).items() if name not in written}:
+        log.write({"step": config.steps, **final})
     print(write_report(config, network, state.ema, tables, workdir))
   return state
 

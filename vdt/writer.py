@@ -8,32 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
-PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12}
-"""bfloat16 FLOP/s of one chip, by `device_kind`, as Google states them."""
+from vdt.host import device_peak
 
 TIMINGS = ("step_time", "data_wait", "flops_per_second", "utilisation")
 """The only columns of a metrics row that may differ between a run and the same run, resumed."""
-
-
-def device_peak() -> float:
-  """FLOP/s of one device: the maker's figure, or the best of several float32 matrix products measured now."""
-  kind = jax.devices()[0].device_kind
-  if kind in PEAKS:
-    return PEAKS[kind]
-  side = 1536
-  product = jax.jit(lambda a, b: a @ b)
-  a = jax.block_until_ready(product(jnp.ones((side, side)), jnp.ones((side, side))))
-  seconds = []
-  for _ in range(8):
-    start = time.perf_counter()
-    jax.block_until_ready(product(a, a))
-    seconds.append(time.perf_counter() - start)
-  return 2 * side**3 / min(seconds)
 
 
 class Writer:

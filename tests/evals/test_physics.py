@@ -3,7 +3,8 @@ import pytest
 
 from vdt.evals import Run, pixels
 from vdt.evals.controls import jitter
-from vdt.evals.physics import Physics, area_range, flight, intact, momentum_error, permanence_error, track
+from vdt.evals.physics import Physics, flight, momentum_error, permanence_error
+from vdt.evals.tracking import area_range, intact, track
 
 SIZE, RADIUS, GRAVITY, RESTITUTION = 16, 2.2, 0.35, 0.7
 RED, GREEN = (240, 48, 48), (48, 216, 72)

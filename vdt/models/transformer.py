@@ -15,6 +15,7 @@ from vdt.models.attention import AXES, Attention
 from vdt.models.layers import MLP, Dense, Residual, TimeEmbedding, modulate, zeros
 
 MODULATIONS = ("zero", "single", "none")
+POSITIONS = ("rope", "sincos", "rope+sincos")
 REMAT: dict[str, Callable] = {
   "none": lambda body: body,
   "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
@@ -45,7 +46,8 @@ class TransformerConfig:
   its attention sub-layers, an axis ("space", "time", "causal", "joint") or a pair (axis, modulation), modulation being
   "zero" (the default), "single" or "none"; its MLP is modulated like the last of them. classes: 0 = no labels.
   remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
-  parameters are float32 always.
+  parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds
+  tables to the tokens, so a block sees where the picture ends; the default is both.
   """
 
   depth: int = 12
@@ -55,7 +57,7 @@ class TransformerConfig:
   pattern: tuple = (("space",), ("time",))
   channels: int = 3
   classes: int = 0
-  positions: str = "rope"
+  positions: str = "rope+sincos"
   qk_norm: bool = True
   mlp_ratio: int = 4
   remat: str = "none"
@@ -120,7 +122,7 @@ class TransformerConfig:
       f"model.heads {self.heads} is not a multiple of mesh.tensor {tensor}": self.heads % tensor,
       f"{h * w} patches a frame are not a multiple of mesh.sequence {sequence}": h * w % sequence,
       f"model.remat {self.remat!r} is none of {', '.join(REMAT)}": self.remat not in REMAT,
-      f"model.positions {self.positions!r} is neither rope nor sincos": self.positions not in ("rope", "sincos"),
+      f"model.positions {self.positions!r} is none of {', '.join(POSITIONS)}": self.positions not in POSITIONS,
       f"model.dtype {self.dtype!r} is neither bfloat16 nor float32": self.dtype not in ("bfloat16", "float32"),
     }
     if wrong := [message for message, bad in checks.items() if bad]:
@@ -141,7 +143,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: TransformerConfig, entries: list[tuple[str, str]], rngs: nnx.Rngs):
     dtype, width = jnp.dtype(config.dtype), config.width
-    options = dict(qk_norm=config.qk_norm, rotary=config.positions == "rope", dtype=dtype, rngs=rngs)
+    options = dict(qk_norm=config.qk_norm, rotary="rope" in config.positions, dtype=dtype, rngs=rngs)
     self.attention = nnx.List(
       [
         Residual(Attention(axis, width, config.heads, **options), width, modulation, dtype=dtype, rngs=rngs)
@@ -201,7 +203,7 @@ class VideoDiT(nnx.Module):
       r=pw,
     )
     tokens = self.embed(tokens.astype(config.dtype))
-    if config.positions == "sincos":
+    if "sincos" in config.positions:
       tokens += jnp.asarray(positions.sincos(positions.grid(*cells[1:]), config.width), tokens.dtype)[None, None]
       tokens += jnp.asarray(positions.sincos(positions.grid(cells[0]), config.width), tokens.dtype)[None, :, None]
     time = self.time(t[:, ::pf])
