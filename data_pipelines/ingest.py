@@ -3,7 +3,7 @@ r"""A folder of video files becomes a TFDS data set of clips, sharded array_reco
   python -m data_pipelines.ingest FOLDER --out data/mine --size 64 --fps 8 --frames 16 --captions captions.csv
 
 Each file's clips are kept in OUT.partial until all are done, so that a run that was cut off goes on where it was, and
-gives the same bytes. OUT holds dataset_info.json, the shards and manifest.json, which accounts for every file of the
+gives the same records. OUT holds dataset_info.json, the shards and manifest.json, which accounts for every file of the
 folder: what it gave, or why it was dropped.
 """
 
