@@ -47,10 +47,12 @@ def test_tiny(path, tmp_path, data_dir, ingested):
   for name in ("loss", "motion", "physics", "memorisation", "prediction"):
     if f'"{name}":' in text:
       fields[f"evals.{name}.count"] = 4
-  cli.main(["train", f"--config={path}:tiny", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in fields.items())])
+  cli.main(
+    ["train", f"--config={path}:tiny", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in fields.items())]
+  )
   page = (tmp_path / "report.html").read_text()
   assert "data:image/webp;base64," in page and "data:image/svg+xml;base64," in page
-  assert "http://" not in page.replace("http://www.w3.org", "") and "src=\"https://" not in page, "it opens offline"
+  assert "http://" not in page.replace("http://www.w3.org", "") and 'src="https://' not in page, "it opens offline"
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [row["step"] for row in rows if "loss" in row] == [2, 4]
   assert all(row["utilisation"] > 0 and row["data_wait"] >= 0 for row in rows if "loss" in row)

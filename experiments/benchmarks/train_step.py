@@ -104,21 +104,25 @@ def latte(compiled: bool, flops: float) -> Arm:
 
   denoise = torch.compile(denoise) if compiled else denoise
 
-  def step_with(optimizer: torch.optim.Optimizer) -> None:
+  def gradients() -> None:
     noise, t = torch.randn_like(x0), torch.sigmoid(torch.randn(BATCH))
     mix = t[:, None, None, None, None]
     loss = torch.nn.functional.mse_loss(denoise((1 - mix) * x0 + mix * noise, t), noise - x0)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, OPTIMIZER.clip, foreach=True)
+
+  gradients()
+  betas, decay = (OPTIMIZER.b1, OPTIMIZER.b2), OPTIMIZER.weight_decay
+  make = partial(torch.optim.AdamW, parameters, lr=OPTIMIZER.lr, betas=betas, weight_decay=decay)
+  optimizers = [make(fused=True), make(foreach=True)]
+  optimizer = min(optimizers, key=lambda each: min(timed(each.step, 3)))
+
+  def step() -> None:
+    optimizer.zero_grad(set_to_none=True)
+    gradients()
     optimizer.step()
     with torch.no_grad():
       torch._foreach_lerp_(ema, parameters, 1 - DECAY)
-
-  betas, decay = (OPTIMIZER.b1, OPTIMIZER.b2), OPTIMIZER.weight_decay
-  make = partial(torch.optim.AdamW, parameters, lr=OPTIMIZER.lr, betas=betas, weight_decay=decay)
-  steps = [partial(step_with, make(**kind)) for kind in ({"fused": True}, {"foreach": True})]
-  step = min(steps, key=lambda step: min(timed(step, 3)))
 
   def forward() -> None:
     with torch.no_grad():

@@ -114,13 +114,14 @@ class Tasks:
     self, key: Key[Array, ""], video: tuple[int, ...], patch_frames: int = 1
   ) -> tuple[Float[Array, "b f h w 1"], Int[Array, " b"]]:
     """One task an example for `video` = (b, f, h, w): the masks, and each example's index into `TASKS`."""
-    weights = jnp.array([getattr(self, name) for name in TASKS])
+    weights = {name: weight for name in TASKS if (weight := getattr(self, name)) > 0}  # no other is compiled
     b, f, h, w = video
     k_task, k_mask = jax.random.split(key)
-    index = jax.random.categorical(k_task, jnp.log(weights), shape=(b,))
-    branches = [lambda key, task=task: task(key, (f // patch_frames, h, w)) for task in TASKS.values()]
+    index = jax.random.categorical(k_task, jnp.log(jnp.array(list(weights.values()))), shape=(b,))
+    branches = [lambda key, task=TASKS[name]: task(key, (f // patch_frames, h, w)) for name in weights]
     masks = jax.vmap(lambda i, key: jax.lax.switch(i, branches, key))(index, jax.random.split(k_mask, b))
-    return jnp.repeat(masks, patch_frames, axis=1)[..., None], index
+    number = jnp.array([list(TASKS).index(name) for name in weights])
+    return jnp.repeat(masks, patch_frames, axis=1)[..., None], number[index]
 
 
 def whole_cells(given: Float[Array, "b f h w 1"], patch_frames: int) -> Float[Array, "b f h w 1"]:

@@ -1,0 +1,65 @@
+"""What the loop does with steps that are not finite."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdt.checkpoint import Checkpointer
+from vdt.diffusion import RectifiedFlow
+from vdt.train import PATIENCE, train
+from vdt.writer import read_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+from short import get_config
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Poisoned(RectifiedFlow):
+  """A loss that is not a number whenever the batch holds one of these classes."""
+
+  labels: tuple[int, ...] = ()
+
+  def loss(self, denoise, key, x0, cond):
+    hit = jnp.isin(cond["label"], jnp.array(self.labels)).any()
+    return jnp.where(hit, jnp.nan, super().loss(denoise, key, x0, cond))
+
+
+def config(data_dir, labels, steps):
+  made = get_config()
+  made.data.data_dir, made.data.batch_size, made.mesh.data = data_dir, 2, 1
+  made.steps, made.log_every, made.save_every, made.keep = steps, 1, 1, steps
+  made.diffusion = Poisoned(labels=labels)
+  return made
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(tmp_path, data_dir, capsys):
+  made = config(data_dir, (), 6)
+  batches = [made.data.batch(step) if not made.data.prepare() else None for step in range(6)]
+  bad = 3
+  made.diffusion = Poisoned(labels=tuple(int(label) for label in batches[bad]["label"]))
+  skipped = [step for step in range(6) if np.isin(batches[step]["label"], batches[bad]["label"]).any()]
+  train(made, str(tmp_path))
+  rows = read_rows(str(tmp_path))
+  assert {row["step"] - 1: row["skipped"] for row in rows if "skipped" in row} == {
+    step: batches[step]["id"].tolist() for step in skipped
+  }
+  assert sorted(row["step"] - 1 for row in rows if "loss" in row) == sorted(set(range(6)) - set(skipped))
+  said = capsys.readouterr().err
+  assert f"step {bad + 1} skipped: loss nan" in said and batches[bad]["id"][0] in said
+  import orbax.checkpoint as ocp
+
+  with Checkpointer(str(tmp_path), create=False) as checkpoints:
+    states = [checkpoints.manager.restore(step, args=ocp.args.StandardRestore()) for step in (bad, bad + 1)]
+  before, after = ({name: jax.tree.leaves(state[name]) for name in ("params", "ema", "opt")} for state in states)
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  assert states[1]["step"] == states[0]["step"] + 1
+
+
+def test_a_run_of_steps_that_are_not_finite_ends(tmp_path, data_dir):
+  with pytest.raises(FloatingPointError, match=f"{PATIENCE} steps in a row up to {PATIENCE} were not finite"):
+    train(config(data_dir, tuple(range(100)), PATIENCE + 5), str(tmp_path))
