@@ -30,7 +30,7 @@ def start(workdir, data_dir, **fields):
   environment = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
   }
   environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

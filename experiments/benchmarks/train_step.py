@@ -208,6 +208,7 @@ def main() -> None:
   options = parser.parse_args()
   if missing := [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]:
     sys.exit(f"this benchmark needs {' and '.join(missing)}: pip install vdt[bench]")
+  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning made PyTorch six times slower on a machine not idle
   figures = measure(options.rounds)
   options.json.parent.mkdir(parents=True, exist_ok=True)
   options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -33,7 +33,8 @@ def noised(key, params):
 @functools.cache
 def made(**fields):
   network = config(**fields).build(FRAMES, SIZE, {})
-  return network, noised(jax.random.key(1), network.init(jax.random.key(0)))
+  params = jax.jit(lambda: noised(jax.random.key(1), network.init(jax.random.key(0))))()
+  return network._replace(apply=jax.jit(network.apply)), params
 
 
 def inputs(frames=FRAMES, size=SIZE, channels=3):
@@ -45,10 +46,11 @@ def inputs(frames=FRAMES, size=SIZE, channels=3):
 @pytest.mark.parametrize("pattern", LAYOUTS.values(), ids=LAYOUTS)
 def test_zero_init_network_returns_zeros_and_trains(pattern):
   network = config(pattern=pattern).build(FRAMES, SIZE, {})
-  params, (x, t, cond) = network.init(jax.random.key(0)), inputs()
-  assert (network.apply(params, x, t, cond) == 0).all()
+  params, (x, t, cond) = jax.jit(network.init)(jax.random.key(0)), inputs()
+  assert (jax.jit(network.apply)(params, x, t, cond) == 0).all()
   loss = lambda params: jnp.square(network.apply(params, x, t, cond) - x).mean()
   step = jax.jit(lambda params: jax.tree.map(lambda p, g: p - 0.3 * g, params, jax.grad(loss)(params)))
+  loss = jax.jit(loss)
   before = loss(params)
   for _ in range(10):
     params = step(params)
@@ -57,14 +59,14 @@ def test_zero_init_network_returns_zeros_and_trains(pattern):
 
 def test_patchify_then_unpatchify_is_the_identity():
   """With an embedding that copies and no blocks that act, the output is the input's own patch order."""
-  network = config(width=24, patch=(2, 2, 2), qk_norm=False, classes=0).build(FRAMES, SIZE, {})
-  params = jax.tree.map(jnp.zeros_like, network.init(jax.random.key(0)))
+  network = config(width=24, patch=(2, 2, 2), positions="rope", qk_norm=False, classes=0).build(FRAMES, SIZE, {})
+  params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(network.init, jax.random.key(0)))
   x, t, cond = inputs()
   cell, channels = 8, 3
   pixels = [i * (channels + 1) + c for i in range(cell) for c in range(channels)]  # the mask's channel is left out
   params["embed"]["kernel"] = jnp.zeros((cell * (channels + 1), 24)).at[jnp.array(pixels), jnp.arange(24)].set(1.0)
   params["out"]["kernel"] = jnp.eye(24)
-  y = network.apply(params, x, t, cond)
+  y = jax.jit(network.apply)(params, x, t, cond)
   cells = x.reshape(2, 2, 2, 3, 2, 3, 2, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7)
   mean, std = cells.mean((4, 5, 6, 7), keepdims=True), cells.std((4, 5, 6, 7), keepdims=True)
   normed = ((cells - mean) / jnp.sqrt(std**2 + 1e-6)).transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(x.shape)
@@ -87,7 +89,7 @@ def test_gradients_show_which_frames_and_patches_mix(pattern):
   network, params = made(pattern=pattern, depth=len(pattern), classes=0)
   x, t, cond = inputs()
   value = lambda x: network.apply(params, x, t, cond)[0, 2, 2:4, 2:4].sum()  # frame 2, patch (1, 1)
-  seen = np.abs(jax.grad(value)(x)[0]).reshape(FRAMES, 3, 2, 3, 2, 3).sum((2, 4, 5)) > 0
+  seen = np.abs(jax.jit(jax.grad(value))(x)[0]).reshape(FRAMES, 3, 2, 3, 2, 3).sum((2, 4, 5)) > 0
   other_patch = np.delete(seen.reshape(FRAMES, 9), 4, axis=1)
   found = (seen[2, 1, 1], other_patch[2].any(), seen[:2, 1, 1].any(), seen[3, 1, 1], other_patch[:2].any())
   assert tuple(map(bool, found)) == MIXES[pattern]
