@@ -6,8 +6,8 @@ r"""One training step on a CPU, ours against PyTorch's Latte (arXiv:2401.03048) 
 S-sized, 8 frames of 16 x 16 x 4 latents, batch 2, float32. A step draws noise and times, computes the velocity loss and
 its gradients, clips their norm, and applies AdamW and the moving average. The arms take turns, round after round, so
 that other work on the machine slows all of them alike; a figure is the median of its rounds. Arms: `vdt` is our default
-model (adaLN-Zero, RoPE, qk-norm); `vdt equal` has the peer's adaLN-single, sin-cos positions and no qk-norm, so equal
-parameters and computation; `latte eager` and `latte compiled` are the peer, whose better figure counts.
+model (adaLN-Zero, RoPE + sin-cos, qk-norm); `vdt equal` has the peer's adaLN-single, sin-cos and no qk-norm:
+equal parameters and computation; `latte eager` and `latte compiled` are the peer, whose better figure counts.
 """
 
 import argparse
@@ -23,9 +23,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+# Before the first import of PyTorch, which ours may cause: spinning made it six times slower on a machine not idle.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import jax
 import jax.numpy as jnp
 
+from vdt import host
 from vdt.checkpoint import State
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Tasks
@@ -208,7 +212,7 @@ def main() -> None:
   options = parser.parse_args()
   if missing := [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]:
     sys.exit(f"this benchmark needs {' and '.join(missing)}: pip install vdt[bench]")
-  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning made PyTorch six times slower on a machine not idle
+  host.keep_freed_memory()  # for both sides: the peer runs in this process
   figures = measure(options.rounds)
   options.json.parent.mkdir(parents=True, exist_ok=True)
   options.json.write_text(json.dumps(figures, indent=2) + "\n")
