@@ -5,6 +5,9 @@ r"""A ball under gravity, bouncing, in four colours: does a factorized transform
 
 Variants: full (16 frames of 64 x 64, bfloat16, for an accelerator), demo (8 frames of 16 x 16, minutes on two CPU
 cores), tiny (the demo's shape, seconds, learns little).
+
+Measured, demo, one run on two CPU cores (results/bouncing_demo.json): intact 0.77, trajectory residual 0.59 px, gravity
+0.17 px/frame^2 against 0.35 on real clips. It has not learnt gravity yet.
 """
 
 from data_pipelines.clips import SimulatedClips

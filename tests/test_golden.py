@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from short import get_config
 
 from vdt.train import train
 from vdt.writer import read_rows
@@ -12,11 +13,6 @@ GOLDEN = Path(__file__).parent / "golden.json"
 
 
 def test_a_golden_training_step(tmp_path, data_dir, request):
-  import sys
-
-  sys.path.insert(0, str(Path(__file__).parent))
-  from short import get_config
-
   config = get_config()
   config.data.data_dir, config.mesh.data, config.steps, config.log_every = data_dir, 1, 3, 1
   train(config, str(tmp_path))

@@ -1,22 +1,18 @@
 """A step on eight devices is the step on one, whichever axis they stand on."""
 
 import dataclasses
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from short import get_config
 
 from vdt import checkpoint, sharding
 from vdt.config import Mesh
 from vdt.diffusion import Tasks
 from vdt.train import make_update
-
-sys.path.insert(0, str(Path(__file__).parent))
-from short import get_config
 
 
 def steps(data_dir, **axes):

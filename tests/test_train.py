@@ -1,21 +1,17 @@
 """What the loop does with steps that are not finite."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from short import get_config
 
 from vdt.checkpoint import Checkpointer
 from vdt.diffusion import RectifiedFlow
 from vdt.train import PATIENCE, train
 from vdt.writer import read_rows
-
-sys.path.insert(0, str(Path(__file__).parent))
-from short import get_config
 
 
 @dataclasses.dataclass(unsafe_hash=True)
