@@ -38,11 +38,14 @@ def get_config(variant: str = "full") -> Config:
       pass
     case "tiny":
       config.data = Clips(name="real_clips", frames=8, size=(32, 32), batch_size=16, flip=True)
-      config.model = TransformerConfig(depth=6, width=128, heads=4, patch=(1, 4, 4), dtype="float32")
+      config.model = TransformerConfig(
+        depth=4, width=128, heads=4, patch=(1, 4, 4), pattern=(("space", "time"),), dtype="float32"
+      )
+      config.diffusion = RectifiedFlow(prediction="x0")
       config.tasks = Tasks(prediction=1.0)
-      config.optimizer = AdamW(lr=1e-3, warmup=200)
-      config.ema = 0.998
-      config.steps, config.log_every, config.save_every = 3_000, 10, 500
+      config.steps, config.log_every, config.save_every = 1_500, 10, 250
+      config.optimizer = AdamW(lr=2e-3, warmup=100, decay=config.steps)
+      config.ema = 0.99
     case _:
       raise ValueError(f"unknown variant {variant!r}: choose full or tiny")
   return config

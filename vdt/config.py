@@ -68,10 +68,14 @@ class Mesh:
 
 @dataclasses.dataclass
 class AdamW:
-  """AdamW (arXiv:1711.05101) with linear warm-up over `warmup` steps and clipping of the global gradient norm."""
+  """AdamW (arXiv:1711.05101) with linear warm-up over `warmup` steps and clipping of the global gradient norm.
+
+  decay: the step at which the learning rate, falling linearly after the warm-up, is zero; 0 = it stays.
+  """
 
   lr: float = 1e-4
   warmup: int = 1_000
+  decay: int = 0
   b1: float = 0.9
   b2: float = 0.99
   weight_decay: float = 0.0
@@ -79,7 +83,9 @@ class AdamW:
 
   def schedule(self, step: Any) -> Any:
     """The learning rate of a step; the first is already above zero."""
-    return self.lr * jax.numpy.minimum(1.0, (step + 1) / max(self.warmup, 1))
+    rising = (step + 1) / max(self.warmup, 1)
+    falling = (self.decay - step) / max(self.decay - self.warmup, 1) if self.decay else 1.0
+    return self.lr * jax.numpy.clip(jax.numpy.minimum(rising, falling), 0.0, 1.0)
 
   def build(self) -> optax.GradientTransformation:
     adamw = optax.adamw(self.schedule, self.b1, self.b2, weight_decay=self.weight_decay)
