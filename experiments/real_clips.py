@@ -37,7 +37,7 @@ def get_config(variant: str = "full") -> Config:
     case "full":
       pass
     case "tiny":
-      config.data = Clips(name="real_clips", frames=8, size=(32, 32), batch_size=16, flip=True)
+      config.data = Clips(name="real_clips", frames=8, size=(32, 32), batch_size=8, flip=True)
       config.model = TransformerConfig(
         depth=4, width=128, heads=4, patch=(1, 4, 4), pattern=(("space", "time"),), dtype="float32"
       )

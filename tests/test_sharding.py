@@ -10,14 +10,17 @@ from jax.sharding import PartitionSpec as P
 from short import get_config
 
 from vdt import checkpoint, sharding
-from vdt.config import Mesh
+from vdt.config import AdamW, Mesh, Muon
 from vdt.diffusion import Tasks
 from vdt.train import make_update
 
+OPTIMIZERS = {"adamw": AdamW(lr=1e-3, warmup=5), "muon": Muon(lr=1e-3, warmup=5)}
 
-def steps(data_dir, **axes):
+
+def steps(data_dir, optimizer="adamw", **axes):
   """The state after three training steps on a mesh."""
   config = get_config()
+  config.optimizer = OPTIMIZERS[optimizer]
   config.data.data_dir, config.model.heads = data_dir, 4
   config.tasks, config.mesh = Tasks(generation=1.0, prediction=1.0), Mesh(**{"data": 1, **axes})
   mesh, network = config.build()
@@ -33,18 +36,19 @@ def steps(data_dir, **axes):
   return state
 
 
-@pytest.fixture(scope="module")
-def single(data_dir):
-  return jax.device_get(steps(data_dir))
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def single(request, data_dir):
+  return request.param, jax.device_get(steps(data_dir, request.param))
 
 
 @pytest.mark.parametrize("axes", [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=str)
 def test_sharded_is_single_device(single, data_dir, axes):
-  state = steps(data_dir, **axes)
+  optimizer, expected = single
+  state = steps(data_dir, optimizer, **axes)
   kernel = state.params["pattern"]["blocks"][0]["mlp"]["body"]["up"]["kernel"]
   parts = axes.get("fsdp", 1) * axes.get("tensor", 1)
   assert kernel.addressable_shards[0].data.size * parts == kernel.size, "the parameters are split"
-  for mine, theirs in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(single), strict=True):
+  for mine, theirs in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -53,6 +57,8 @@ def test_the_table():
   place = lambda path, *shape: sharding.spec(path, shape, mesh)
   assert place("ema/pattern/blocks/0/attention/0/body/query/kernel", 6, 8, 8) == P(None, "fsdp", "tensor")
   assert place("opt/1/0/mu/pattern/blocks/0/mlp/body/down/kernel", 6, 32, 8) == P(None, "tensor", "fsdp")
+  muon = "opt/1/inner_states/muon/inner_state/0/mu/pattern/blocks/0/attention/0/body/out/kernel"
+  assert place(muon, 6, 8, 8) == P(None, "tensor", "fsdp")
   assert place("params/out/kernel", 8, 3) == P("tensor", None), "an axis that does not divide is left out"
   assert place("params/embed/bias", 8) == P(None) and place("step") == P()
 

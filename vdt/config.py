@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -88,8 +89,36 @@ class AdamW:
     return self.lr * jax.numpy.clip(jax.numpy.minimum(rising, falling), 0.0, 1.0)
 
   def build(self) -> optax.GradientTransformation:
-    adamw = optax.adamw(self.schedule, self.b1, self.b2, weight_decay=self.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+    return optax.chain(optax.clip_by_global_norm(self.clip), self.rule())
+
+  def rule(self) -> optax.GradientTransformation:
+    return optax.adamw(self.schedule, self.b1, self.b2, weight_decay=self.weight_decay)
+
+
+@dataclasses.dataclass
+class Muon(AdamW):
+  """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the matrices of `pattern`, AdamW for all else,
+  both with Nesterov momentum.
+
+  A matrix is moved by its momentum with all singular values made one. `scale` is the root mean square of that step
+  over `lr` (Equation 4 of arXiv:2502.16982; 0.2 is AdamW's), so the `lr` of an AdamW run is where to start.
+  """
+
+  scale: float = 0.2
+
+  def rule(self) -> optax.GradientTransformation:
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)  # a leading axis is depth
+    names = lambda path: [str(getattr(key, "key", key)) for key in path]
+    inside = lambda path: names(path)[0] == "pattern" and names(path)[-1] == "kernel"
+    return optax.contrib.muon(
+      self.schedule,
+      adam_b1=self.b1,
+      adam_b2=self.b2,
+      weight_decay=self.weight_decay,
+      adam_weight_decay=self.weight_decay,
+      consistent_rms=self.scale,
+      muon_weight_dimension_numbers=partial(jax.tree.map_with_path, lambda path, _: matrix if inside(path) else None),
+    )
 
 
 @dataclasses.dataclass

@@ -11,23 +11,40 @@ from vdt.diffusion.guidance import guided, null_cond
 MEAN, STD = 0.7, 0.3
 
 
-def gaussian(x, t, cond):
-  """The exact velocity E[noise - x0 | x_t] where x0 ~ N(MEAN, STD^2)."""
+def gaussian_x0(x, t, cond):
+  """The exact E[x0 | x_t] where x0 ~ N(MEAN, STD^2)."""
   t = t[:, :, None, None, None]
-  variance = (1 - t) ** 2 * STD**2 + t**2
-  centred = x - (1 - t) * MEAN
-  return t * centred / variance - (MEAN + (1 - t) * STD**2 * centred / variance)
+  return MEAN + (1 - t) * STD**2 * (x - (1 - t) * MEAN) / ((1 - t) ** 2 * STD**2 + t**2)
+
+
+def gaussian(x, t, cond):
+  """The exact velocity E[noise - x0 | x_t] of the same."""
+  s = t[:, :, None, None, None]
+  return s * (x - (1 - s) * MEAN) / ((1 - s) ** 2 * STD**2 + s**2) - gaussian_x0(x, t, cond)
 
 
 @pytest.mark.parametrize("method, steps, tolerance", [("euler", 400, 0.01), ("heun", 100, 0.004)])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_a_gaussian_with_known_velocity_comes_back(method, steps, tolerance, shift):
+@pytest.mark.parametrize("prediction, denoise", [("velocity", gaussian), ("x0", gaussian_x0)])
+def test_a_gaussian_with_known_velocity_comes_back(method, steps, tolerance, shift, prediction, denoise):
   noise = jax.random.normal(jax.random.key(0), (4, 4, 32, 32, 3))
   cond = {"given": jnp.zeros((4, 4, 32, 32, 1))}
-  sampler, flow = Sampler(method, steps), RectifiedFlow(shift=shift)
-  x = sampler.sample(flow, gaussian, noise, jnp.zeros_like(noise), cond)
+  sampler, flow = Sampler(method, steps), RectifiedFlow(shift=shift, prediction=prediction)
+  x = sampler.sample(flow, denoise, noise, jnp.zeros_like(noise), cond)
   assert float(x.mean()) == pytest.approx(MEAN, abs=tolerance)
   assert float(x.std()) == pytest.approx(STD, rel=3 * tolerance)
+
+
+def test_predicting_x0_is_predicting_velocity():
+  """The same loss from either, in particular the same weight for every time; given frames, at t = 0, do no harm."""
+  x0, noise = MEAN + STD * jax.random.normal(jax.random.key(0), (2, 4, 8, 4, 4, 3))
+  given = plan("prediction", jax.random.key(1), x0.shape[:4])
+  for t in (0.06, 0.5, 1.0):
+    loss = [
+      RectifiedFlow(prediction=prediction).losses(denoise, x0, noise, jnp.full(4, t), {"given": given})
+      for prediction, denoise in (("velocity", gaussian), ("x0", gaussian_x0))
+    ]
+    np.testing.assert_allclose(*loss, rtol=2e-4)
 
 
 def test_network_evaluations_are_counted_and_heun_ends_with_euler():

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from vdt.diffusion.given import frame_times
 
 SMALLEST = 0.05
-"""Time below which a predicted x0 is no longer divided by t (section 4 of arXiv:2511.13720)."""
+"""Time below which the loss of a predicted x0 no longer grows as 1 / t^2 (section 4 of arXiv:2511.13720)."""
 
 
 def resolution_shift(tokens: int, base_tokens: int) -> float:
@@ -65,7 +65,7 @@ class RectifiedFlow:
     """dx/dt of the sampling ODE, noise - x0, from the network's raw output."""
     if self.prediction == "velocity":
       return raw
-    return (xt - raw) / jnp.maximum(t, SMALLEST)[:, :, None, None, None]
+    return (xt - raw) / jnp.maximum(t, 1e-6)[:, :, None, None, None]  # t = 0 only where all is given
 
   def losses(
     self,
@@ -81,6 +81,8 @@ class RectifiedFlow:
     frames = frame_times(t, cond["given"])
     raw = denoise(xt, frames, cond).astype(jnp.float32)
     error = jnp.square(self.velocity(raw, xt, frames) - (noise - x0)) * hidden
+    if self.prediction == "x0":
+      error *= jnp.minimum(t / SMALLEST, 1.0)[:, None, None, None, None] ** 2
     amount = hidden.sum(axis=(1, 2, 3, 4)) * x0.shape[-1]
     return error.sum(axis=(1, 2, 3, 4)) / jnp.maximum(amount, 1.0)
 
