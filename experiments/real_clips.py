@@ -10,7 +10,7 @@ FOLDER is any folder of videos; the committed list of held-out files is that of 
 """
 
 from data_pipelines.clips import Clips
-from vdt.config import AdamW, Config
+from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.motion import Motion
 from vdt.evals.prediction import Prediction
@@ -41,10 +41,10 @@ def get_config(variant: str = "full") -> Config:
       config.model = TransformerConfig(
         depth=4, width=128, heads=4, patch=(1, 4, 4), pattern=(("space", "time"),), dtype="float32"
       )
-      config.diffusion = RectifiedFlow(prediction="x0")
+      config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")
       config.tasks = Tasks(prediction=1.0)
       config.steps, config.log_every, config.save_every = 1_500, 10, 250
-      config.optimizer = AdamW(lr=2e-3, warmup=100, decay=config.steps)
+      config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
       config.ema = 0.99
     case _:
       raise ValueError(f"unknown variant {variant!r}: choose full or tiny")
