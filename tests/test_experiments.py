@@ -40,7 +40,8 @@ def test_there_are_experiments():
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_tiny(path, tmp_path, data_dir, ingested):
+def test_tiny(path, tmp_path, data_dir, ingested, monkeypatch):
+  monkeypatch.chdir(tmp_path.parent)
   text = path.read_text()
   fields = {"steps": 4, "log_every": 2, "save_every": 4, "data.batch_size": 4, "mesh.data": 1}
   fields["data.data_dir"] = ingested if "real_clips" in text else data_dir
@@ -48,7 +49,7 @@ def test_tiny(path, tmp_path, data_dir, ingested):
     if f'"{name}":' in text:
       fields[f"evals.{name}.count"] = 4
   cli.main(
-    ["train", f"--config={path}:tiny", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in fields.items())]
+    ["train", f"--config={path}:tiny", f"--workdir={tmp_path.name}", *(f"--config.{k}={v}" for k, v in fields.items())]
   )
   page = (tmp_path / "report.html").read_text()
   assert "data:image/webp;base64," in page and "data:image/svg+xml;base64," in page

@@ -30,7 +30,7 @@ class Checkpointer:
   """Checkpoints under `workdir`/checkpoints, `keep` of them, written in the background."""
 
   def __init__(self, workdir: str, keep: int = 3, create: bool = True):
-    self.directory = epath.Path(workdir) / "checkpoints"
+    self.directory = epath.Path(workdir).resolve() / "checkpoints"  # Orbax refuses relative paths
     if not create and not self.directory.exists():
       raise FileNotFoundError(f"no checkpoints at {self.directory}: train there first, or name another --workdir")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=create)

@@ -53,8 +53,7 @@ def interval(
 
 def _names(data: Any, count: int) -> list[str]:
   batches = (data.batch(step)["id"] for step in range(-(-count // data.batch_size)))
-  ids = [name for batch in batches for name in batch][:count]
-  return [name.decode() if isinstance(name, bytes) else str(name) for name in ids]
+  return [str(name) for batch in batches for name in batch][:count]
 
 
 def mean_video(data: Any, limit: int = MEAN_CLIPS) -> Float[np.ndarray, "f h w c"]:
