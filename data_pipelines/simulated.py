@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import io
+import json
 import os
 import sys
 import tempfile
@@ -38,6 +40,10 @@ class SimulatedConfig(tfds.core.BuilderConfig):
   ood: int = 256
   seed: int = 0
 
+  def recipe(self) -> str:
+    """A hash of all that decides what is rendered, the version apart."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
   def counts(self) -> dict[str, int]:
     return {"train": self.train, "test": self.test, "combinatorial": self.combinatorial, "ood": self.ood}
 
@@ -51,8 +57,7 @@ CONFIGS = [
   small("collisions"),
   small("occlusion"),
   small("sprites"),
-  SimulatedConfig(name="bouncing64", scene="tumbling"),
-  *(SimulatedConfig(name=f"{scene}64", scene=scene) for scene in ("collisions", "occlusion", "sprites", "mixed")),
+  *(SimulatedConfig(name=f"{scene}64", scene=scene) for scene in SCENES),
 ]
 
 
@@ -66,7 +71,7 @@ class LocalInfo(tfds.core.DatasetInfo):
 class Simulated(tfds.core.GeneratorBasedBuilder):
   """Captioned physics videos with the truth about every body; see `scenes.Clip`."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
   BUILDER_CONFIGS = CONFIGS
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -97,7 +102,7 @@ class Simulated(tfds.core.GeneratorBasedBuilder):
       disable_shuffling=True,
       features=tfds.features.FeaturesDict(features),
       metadata=tfds.core.MetadataDict(
-        frames=frames, size=[size, size], fps=FPS, scene=config.scene, seed=config.seed, objects=objects
+        frames=frames, size=[size, size], fps=FPS, scene=config.scene, objects=objects, recipe=config.recipe()
       ),
     )
 
@@ -131,7 +136,7 @@ def prepare(config: str | SimulatedConfig, data_dir: str | os.PathLike) -> Path:
   counts as a data set.
 
   Raises:
-    ValueError: no configuration has this name.
+    ValueError: no configuration has this name, or what is there was rendered to another recipe.
   """
   if isinstance(config, str):
     named = {each.name: each for each in CONFIGS}
@@ -140,6 +145,9 @@ def prepare(config: str | SimulatedConfig, data_dir: str | os.PathLike) -> Path:
     config = named[config]
   directory = Path(data_dir) / "simulated" / config.name / str(Simulated.VERSION)
   if directory.exists():
+    metadata = json.loads((directory / "metadata.json").read_text())
+    if metadata.get("recipe") != config.recipe():
+      raise ValueError(f"{directory} was rendered to another recipe: remove it to render it anew")
     return directory
   directory.parent.mkdir(parents=True, exist_ok=True)
   with open(directory.parent / ".lock", "w") as lock:

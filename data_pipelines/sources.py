@@ -85,11 +85,16 @@ def read_captions(path: str | os.PathLike, names: dict[str, Path]) -> tuple[dict
 def choose_tests(names: dict[str, Path], listed: str | os.PathLike | None, fraction: float) -> set[str]:
   """The files of the split `test`: those that the text file `listed` names, else `fraction` of all by a hash.
 
+  A fraction above 0 of two files or more is at least one file.
+
   Raises:
     FileNotFoundError: no such list.
     ValueError: the list cannot be read, or names files that are not in the folder.
   """
-  return _listed(listed, names) if listed else {name for name in names if _unit(name) < fraction}
+  if listed:
+    return _listed(listed, names)
+  chosen = {name for name in names if _unit(name) < fraction}
+  return chosen or ({min(names, key=_unit)} if fraction > 0 and len(names) > 1 else set())
 
 
 def _listed(path: str | os.PathLike, names: dict[str, Path]) -> set[str]:

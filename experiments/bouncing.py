@@ -6,8 +6,8 @@ r"""A ball under gravity, bouncing, in four colours: does a factorized transform
 Variants: full (16 frames of 64 x 64, bfloat16, for an accelerator), demo (8 frames of 16 x 16, minutes on two CPU
 cores), tiny (the demo's shape, seconds, learns little).
 
-Measured, demo, one run on two CPU cores (results/bouncing_demo.json): intact 0.77, trajectory residual 0.59 px, gravity
-0.17 px/frame^2 against 0.35 on real clips. It has not learnt gravity yet.
+Measured, demo, one run on two CPU cores (results/bouncing_demo.json): intact 0.906, trajectory residual 0.219 px,
+gravity 0.345 px/frame^2 against 0.350 on real clips. Balls that are not intact fade out for some frames.
 """
 
 from data_pipelines.clips import SimulatedClips
@@ -24,7 +24,7 @@ def get_config(variant: str = "full") -> Config:
   config = Config(
     steps=100_000,
     data=SimulatedClips(name="bouncing64", frames=16, size=(64, 64), batch_size=64),
-    model=TransformerConfig.sized("S", patch=(1, 4, 4), classes=12),
+    model=TransformerConfig.sized("S", patch=(1, 4, 4), classes=4),
     diffusion=RectifiedFlow(),
     tasks=Tasks(generation=0.7, prediction=0.2, interpolation=0.1),
     sampler=Sampler(method="heun", steps=16),
@@ -48,6 +48,7 @@ def get_config(variant: str = "full") -> Config:
         patch=(1, 4, 4),
         pattern=(("space", "time"),),
         classes=4,
+        remat="dots",  # what it saves in memory traffic is worth more than what it computes again
         dtype="float32",
       )
       config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")  # the path of a bright ball is settled at t > 0.7

@@ -5,7 +5,9 @@ r"""Real footage: from the first half second of a clip, what comes next?
   vdt train --config experiments/real_clips.py:tiny --workdir runs/real_clips
 
 FOLDER is any folder of videos; the committed list of held-out files is that of intel-iot-devkit/sample-videos
-(CC BY 4.0, Intel Corporation), whose GIF previews and films of one scene stay on one side. Variants: full (16 frames of
+(CC BY 4.0, Intel Corporation). A film and its GIF preview stay on one side; the sign-language films, held out by file,
+share a room and some signers with training. Measured, tiny, 64 clips of 9 held-out files, 4 given frames, 8 samples:
+mse of their mean 0.0200 (copy-last 0.0142, mean video 0.190), energy score 0.1025 (copy-last 0.1032). Variants: full (16 frames of
 64 x 64, for an accelerator; ingest with --size 64 --frames 16), tiny (8 frames of 32 x 32, minutes on two CPU cores).
 """
 
@@ -39,7 +41,7 @@ def get_config(variant: str = "full") -> Config:
     case "tiny":
       config.data = Clips(name="real_clips", frames=8, size=(32, 32), batch_size=8, flip=True)
       config.model = TransformerConfig(
-        depth=4, width=128, heads=4, patch=(1, 4, 4), pattern=(("space", "time"),), dtype="float32"
+        depth=4, width=128, heads=4, patch=(1, 4, 4), pattern=(("space", "time"),), remat="dots", dtype="float32"
       )
       config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")
       config.tasks = Tasks(prediction=1.0)

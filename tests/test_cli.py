@@ -50,6 +50,16 @@ def fails(capsys, *argv):
     ({"data.size": "(8, 8)"}, "holds clips of (frames, height, width) (8, 16, 16), data asks for (8, 8, 8)"),
     ({"mesh.data": 3}, "data.batch_size 8 is not a multiple of mesh.data x mesh.fsdp = 3"),
     ({"mesh.tensor": 16}, "needs 16 devices, there are 8"),
+    ({"mesh.fsdp": 0}, "an axis has at least 1 device"),
+    ({"mesh.sequence": 2}, "no array is split over it yet"),
+    ({"model.heads": 0}, "model.heads is 0: at least 1"),
+    ({"model.patch": "(1, 0, 4)"}, "does not divide into patches (1, 0, 4)"),
+    ({"diffusion.prediction": "velocty"}, "unknown prediction 'velocty'"),
+    ({"sampler.method": "huen"}, "unknown sampler method 'huen'"),
+    ({"sampler.steps": 0}, "sampler.steps is 0"),
+    ({"tasks.generation": 0, "tasks.prediction": 0, "tasks.completion": 0}, "and one is more"),
+    ({"optimizer.decay": 1}, "optimizer.decay 1 is less than steps 2"),
+    ({"evals.loss.count": 300}, "evals.loss needs 300 clips, split 'test' has 256"),
     ({"profile": "5"}, 'write it as "FIRST:LAST"'),
     ({"init_from": "/nowhere"}, "no checkpoints at /nowhere"),
   ],
@@ -116,6 +126,9 @@ def test_given_frames_of_the_wrong_size_or_number(capsys, run, tmp_path):
   assert "given frames are (8, 8), the model makes (16, 16)" in sample(f"--given={tmp_path}/small.npy")
   assert "float64 of shape (2, 16, 16, 3): given frames are uint8" in sample(f"--given={tmp_path}/float.npy")
   assert "takes 3 given frames, the file has 2" in sample(f"--given={tmp_path}/few.npy", "--given_frames=3")
+  assert "task generation with 1 given frames gives none" in sample(
+    f"--given={tmp_path}/few.npy", "--task=generation", "--given_frames=1"
+  )
   assert "8 given frames of 8" in sample("--task=prediction", "--given_frames=8")
   assert "unknown task 'predict'" in sample("--task=predict")
   assert "unknown label 'pink'" in sample("--label=pink")
@@ -151,9 +164,13 @@ def test_fine_tuning_reports_what_matched(capsys, run, tmp_path, data_dir):
   assert f"init_from {run} step 2" in said and "pattern/blocks/2/mlp/body/up/kernel" in said and "unused: none" in said
 
 
-def test_a_workdir_finds_its_experiment_again_and_refuses_a_changed_one(capsys, run, tmp_path):
+def test_a_workdir_finds_its_experiment_again_and_refuses_a_changed_one(capsys, run, tmp_path, data_dir):
   moved = tmp_path / "moved"
   shutil.copytree(run, moved)
   text = (moved / "config.json").read_text()
-  (moved / "config.json").write_text(text.replace('"width": 16', '"width": 64'))
-  assert "model.width 64 -> 16" in fails(capsys, "evaluate", f"--workdir={moved}")
+  (moved / "config.json").write_text(text.replace('"shift": 1.0', '"shift": 3.0'))
+  for command in ("evaluate", "sample"):
+    assert "diffusion.shift 3.0 -> 1.0" in fails(capsys, command, f"--workdir={moved}")
+  assert "diffusion.prediction 'velocity' -> 'x0'" in fails(
+    capsys, "sample", *flags(data_dir, run, **{"diffusion.prediction": "x0"})
+  )

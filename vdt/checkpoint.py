@@ -1,6 +1,7 @@
 """Checkpoints: Orbax saves the whole state in the background; a run starts where the newest complete one ends."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -66,10 +67,16 @@ class Checkpointer:
     if step not in steps:
       raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
     target = like._asdict()
-    try:
+    with self.reading(step):
       saved = self.manager.item_metadata(step)
       check_same(shapes(saved.tree if hasattr(saved, "tree") else saved), shapes(target), f"checkpoint {step}")
       return State(**self.manager.restore(step, args=ocp.args.StandardRestore(target)))
+
+  @contextlib.contextmanager
+  def reading(self, step: int) -> Iterator[None]:
+    """Turns whatever Orbax raises inside into one clear ValueError."""
+    try:
+      yield
     except MismatchError:
       raise
     except Exception as error:
@@ -113,8 +120,11 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   with Checkpointer(workdir, create=False) as checkpoints:
     if checkpoints.newest is None:
       raise ValueError(f"init_from: no checkpoint in {checkpoints.directory}")
-    saved = checkpoints.manager.restore(checkpoints.newest, args=ocp.args.StandardRestore())["ema"]
     step = checkpoints.newest
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # it may have been saved on devices that are not
+    args = ocp.args.StandardRestore(fallback_sharding=here)
+    with checkpoints.reading(step):
+      saved = checkpoints.manager.restore(step, args=args)["ema"]
   theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
   ours = shapes(params)
   matched = {path for path in ours if path in theirs and theirs[path].shape == ours[path]}

@@ -1,7 +1,6 @@
 """The command `vdt`: verbs to programs. Bad input is one line on stderr and exit code 1."""
 
 import difflib
-import json
 import os
 import sys
 from typing import Any
@@ -16,6 +15,8 @@ VERBS = {
   "evaluate": "a checkpoint to the experiment's metrics: --workdir DIR",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
+EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
+"""What our own checks raise; anything else that ends a program is told with its kind."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,14 +37,17 @@ def main(argv: list[str] | None = None) -> None:
     ValueError,
     TypeError,
     AttributeError,
+    LookupError,
+    ArithmeticError,
     ImportError,
     OSError,
-    FloatingPointError,
     flags.Error,
   ) as error:
     if "VDT_TRACEBACK" in os.environ:
       raise
-    print(f"vdt {verb}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
+    hint = "" if isinstance(error, EXPECTED) else " (VDT_TRACEBACK=1 shows where)"
+    print(f"vdt {verb}: {kind}{' '.join(str(error).split()) or type(error).__name__}{hint}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -101,7 +105,7 @@ def required(values: flags.FlagValues, name: str) -> str:
 def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
   """The experiment's config, and the flags that make it again; `values` takes its own flags.
 
-  Without --config the experiment is the one that the workdir's config.json names, refused if it has changed since.
+  Without --config the experiment is the one that the workdir's config.json names.
   """
   if any(flag.lstrip("-") in ("help", "h") for flag in rest):
     print("  --config FILE.py[:VARIANT] and --config.FIELD=VALUE: the experiment, and changes to it")
@@ -110,10 +114,8 @@ def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
   from ml_collections import config_flags
 
   from vdt import workdirs
-  from vdt.config import RESUMABLE, differences, to_dict
 
   named = pairs(rest)
-  stored = None
   if "config" not in named:
     if "workdir" not in named:
       raise ValueError("name an experiment with --config FILE.py[:VARIANT], or a run with --workdir DIR")
@@ -135,11 +137,7 @@ def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
     raise ValueError(f"unknown config field: {error.args[0]}") from None
   except flags.IllegalFlagValueError as error:  # an experiment's own error arrives as a traceback
     raise ValueError(str(error).strip().splitlines()[-1]) from None
-  config = values.config
-  if stored:
-    resolved = json.loads(json.dumps(to_dict(config)))
-    workdirs.refuse(differences(stored["config"], resolved), named["workdir"], RESUMABLE)
-  return config, [f"--{name}={value}" for name, value in named.items() if name.split(".")[0] == "config"]
+  return values.config, [f"--{name}={value}" for name, value in named.items() if name.split(".")[0] == "config"]
 
 
 def pairs(rest: list[str]) -> dict[str, str]:

@@ -58,6 +58,10 @@ class Mesh:
 
   def build(self) -> jax.sharding.Mesh:
     """ValueError if the axes do not fit the devices there are."""
+    if min(self.fsdp, self.sequence, self.tensor) < 1 or self.data == 0:
+      raise ValueError(f"mesh {dataclasses.asdict(self)}: an axis has at least 1 device, or -1 for data: all the rest")
+    if self.sequence > 1:
+      raise ValueError(f"mesh.sequence is {self.sequence}: no array is split over it yet, leave it at 1")
     devices = jax.device_count()
     rest = self.fsdp * self.sequence * self.tensor
     data = devices // rest if self.data == -1 else self.data
@@ -127,7 +131,7 @@ class Config:
 
   cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights, warmed
   up as min(ema, (1 + step) / (10 + step)). init_from: a workdir whose average weights start this run. profile: "A:B"
-  traces steps A to B.
+  traces the steps after A, up to B.
   """
 
   steps: int
@@ -150,6 +154,8 @@ class Config:
 
   def build(self) -> tuple[jax.sharding.Mesh, Any]:
     """The mesh and the network, with the data made ready. ValueError names a field that cannot be, and what would."""
+    for part in (self.diffusion, self.tasks, self.sampler, *self.evals.values()):
+      dataclasses.replace(part)  # made anew, it checks what was set from the command line
     if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
       raise ValueError("steps, log_every, save_every and keep must be at least 1")
     if self.profile:
@@ -159,7 +165,21 @@ class Config:
         raise ValueError(f'config.profile is {self.profile!r}: write it as "FIRST:LAST" steps, say 100:103') from None
       if not 0 <= first < last:
         raise ValueError(f"config.profile {self.profile!r} traces no step: FIRST must be less than LAST")
+    if 0 < self.optimizer.decay < self.steps:
+      raise ValueError(
+        f"optimizer.decay {self.optimizer.decay} is less than steps {self.steps}: the rest would train at a rate of 0; "
+        f"set both"
+      )
     self.data.prepare()
+    dataclasses.replace(self.data, split="test").prepare()  # the report shows it
+    for name, each in self.evals.items():
+      held_out = dataclasses.replace(self.data, split=each.split)
+      held_out.prepare()
+      if each.clips > len(held_out):
+        raise ValueError(
+          f"evals.{name} needs {each.clips} clips, split {each.split!r} has {len(held_out)}: lower evals.{name}.count, "
+          f"or hold out more"
+        )
     if self.model.classes and self.model.classes < len(self.data.labels()):
       raise ValueError(
         f"the data set has {len(self.data.labels())} labels, model.classes is {self.model.classes}: raise it, or set "

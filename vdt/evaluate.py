@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from vdt.config import Config
-from vdt.evals import Run, Table, pixels
+from vdt.evals import Run, Table, first, pixels
 from vdt.sample import generate, load
 from vdt.workdirs import environment
 
@@ -32,14 +32,13 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
     repeats: int = 1,
     given_frames: int | None = None,
   ) -> np.ndarray:
-    batches = [data(split).batch(step) for step in range(-(-count // config.data.batch_size))]
-    video, label = (np.concatenate([batch[name] for batch in batches])[:count] for name in ("video", "label"))
+    clips = first(data(split), count)
     videos = generate(
       config,
       network,
       params,
-      pixels(np.repeat(video, repeats, axis=0)),
-      np.repeat(label, repeats),
+      pixels(np.repeat(clips["video"], repeats, axis=0)),
+      np.repeat(clips["label"], repeats),
       task=task,
       given_frames=given_frames,
       seed=seed,

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from vdt import video, workdirs
 from vdt.config import Config
-from vdt.evals import Table, pixels
+from vdt.evals import Table, first, pixels
 from vdt.sample import generate
 from vdt.writer import read_rows
 
@@ -25,8 +25,8 @@ matplotlib.use("Agg")
 def write_report(config: Config, network: Any, params: Any, tables: dict[str, Table], workdir: str) -> str:
   """Writes the page and samples/; returns the page's path."""
   held_out = dataclasses.replace(config.data, split="test")
-  batches = [held_out.batch(step) for step in range(-(-SHOWN // held_out.batch_size))]
-  real, label = (np.concatenate([batch[name] for batch in batches])[:SHOWN] for name in ("video", "label"))
+  clips = first(held_out, SHOWN)
+  real, label = clips["video"], clips["label"]
   rows = {"real, held out": real}
   for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
     rows[f"samples: {task}"] = video.to_uint8(generate(config, network, params, pixels(real), label, task=task))

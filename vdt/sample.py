@@ -11,18 +11,22 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from vdt import sharding, video
+from vdt import sharding, video, workdirs
 from vdt.checkpoint import Checkpointer, new_state
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
-from vdt.evals import pixels
+from vdt.evals import first, pixels
 
 CHUNK = 32
 """Videos made at once; a sample's noise depends on the seed and its own number alone, not on this."""
 
 
 def load(config: Config, workdir: str, step: int | None = None) -> tuple[Any, Any, Any, int]:
-  """The mesh, the network, a run's average weights and their step. ValueError as `Checkpointer.restore`."""
+  """The mesh, the network, a run's average weights and their step.
+
+  ValueError if the run is of another config, or as `Checkpointer.restore`.
+  """
+  workdirs.refuse_another(workdir, config)
   mesh, network = config.build()
   with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
     build = partial(new_state, network, config.optimizer.build())
@@ -49,19 +53,19 @@ def generate(
   another shape than the video's, and as `vdt.diffusion.given.plan`.
   """
   patch_frames = config.model.patch[0]
+  k_mask, k_noise = jax.random.split(jax.random.key(seed))
   if given is None:
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    given = np.asarray(given_plans.plan(task, key, clips.shape[:4], patch_frames, given_frames))
+    given = np.asarray(given_plans.plan(task, k_mask, clips.shape[:4], patch_frames, given_frames))
   elif given.shape != (*clips.shape[:4], 1):
     raise ValueError(f"the mask of what is given has shape {given.shape}, the video {clips.shape}")
   else:
     given = np.asarray(given_plans.whole_cells(jnp.asarray(given), patch_frames))
-  apply, diffusion, sampler, key = network.apply, config.diffusion, config.sampler, jax.random.key(seed)
+  apply, diffusion, sampler = network.apply, config.diffusion, config.sampler
   made = []
-  for first in range(0, len(clips), CHUNK):
-    rows = np.minimum(np.arange(first, first + CHUNK), len(clips) - 1)
+  for begin in range(0, len(clips), CHUNK):
+    rows = np.minimum(np.arange(begin, begin + CHUNK), len(clips) - 1)
     cond = {"given": given[rows], "label": np.maximum(label[rows], 0), "null": label[rows] < 0}
-    made.append(np.asarray(chunk(apply, diffusion, sampler, params, key, rows, clips[rows], cond)))
+    made.append(np.asarray(chunk(apply, diffusion, sampler, params, k_noise, rows, clips[rows], cond)))
   return np.clip(np.concatenate(made)[: len(clips)], -1.0, 1.0)
 
 
@@ -96,13 +100,13 @@ def run(
 ) -> None:
   """`vdt sample`: writes each video as MP4 and WebP, and all of them as a contact sheet, and prints the folder.
 
-  given: a file whose frames fill those that the task leaves to the user; without it held-out clips do. ValueError for
-  given frames of another size or number than the model's, an unknown label, or as `generate`.
+  given: a file with frames for those that the task leaves to the user (see `place`); without it held-out clips give
+  them. ValueError for given frames of another size or number than the model's, an unknown label, or as `generate`.
   """
   mesh, network, params, step = load(config, workdir, step)
   held_out = dataclasses.replace(config.data, split="test")
-  batches = [held_out.batch(k) for k in range(-(-count // held_out.batch_size))]
-  videos, labels = (np.concatenate([batch[name] for batch in batches])[:count] for name in ("video", "label"))
+  clips = first(held_out, count)
+  videos, labels = clips["video"], clips["label"]
   if label is not None:
     if label not in held_out.labels():
       raise ValueError(f"unknown label {label!r}: choose from {', '.join(held_out.labels())}")
@@ -111,7 +115,7 @@ def run(
   mask = None
   if given:
     frames = video.read_frames(given) if given.endswith(".npy") else held_out.clip(given)
-    videos, mask = place(frames, config, task, given_frames, count)
+    videos, mask = place(frames, config, task, given_frames, count, seed)
   with jax.set_mesh(mesh):
     made = generate(
       config,
@@ -135,20 +139,26 @@ def run(
 
 
 def place(
-  frames: UInt8[np.ndarray, "g h w 3"], config: Config, task: str, given_frames: int | None, count: int
+  frames: UInt8[np.ndarray, "g h w 3"], config: Config, task: str, given_frames: int | None, count: int, seed: int
 ) -> tuple[UInt8[np.ndarray, "b f h w 3"], Float[np.ndarray, "b f h w 1"]]:
-  """`count` videos that hold a user's frames where the task gives them, and the mask that says where."""
+  """`count` videos that hold a user's frames where the task gives them, and the mask that says where.
+
+  Frames for a whole clip stay at their own times; fewer of them fill the given frames in order.
+  """
   shape = (config.data.frames, *config.data.size)
   if frames.shape[1:3] != shape[1:]:
     raise ValueError(f"given frames are {frames.shape[1:3]}, the model makes {shape[1:]}: resize them")
   if given_frames is None:
     given_frames = min(len(frames), shape[0] // 2)
-  mask = np.asarray(given_plans.plan(task, jax.random.key(0), (1, *shape), config.model.patch[0], given_frames))
+  k_mask, _ = jax.random.split(jax.random.key(seed))
+  mask = np.asarray(given_plans.plan(task, k_mask, (1, *shape), config.model.patch[0], given_frames))
   where = np.flatnonzero(mask.max(axis=(0, 2, 3, 4)))
+  if not len(where):
+    raise ValueError(f"task {task} with {given_frames} given frames gives none: choose another --task, or give more")
   if len(where) > len(frames):
     raise ValueError(f"task {task} takes {len(where)} given frames, the file has {len(frames)}")
   clip = np.zeros((*shape, 3), np.uint8)
-  clip[where] = frames[: len(where)]
+  clip[where] = frames[where] if len(frames) == len(clip) else frames[: len(where)]
   return np.repeat(clip[None], count, axis=0), np.repeat(mask, count, axis=0)
 
 

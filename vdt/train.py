@@ -1,9 +1,7 @@
 """The training loop, one for every task: config, state, update, loop."""
 
-import contextlib
 import signal
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -36,7 +34,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   init_key, train_key = jax.random.split(jax.random.key(config.seed))
   new_state = partial(checkpoint.new_state, network, optimizer, init_key)
 
-  with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints, stopping() as stop:
+  with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints, Stop() as stop:
     like = sharding.place(jax.eval_shape(new_state), mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, like)
     fresh = checkpoints.newest is None
@@ -48,8 +46,9 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     update = jax.jit(make_update(config, network, optimizer, train_key), donate_argnums=0, out_shardings=(placed, None))
     start = int(state.step)
     flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
-    with writer.Writer(workdir, start, config.steps, flops) as log:
+    with writer.Writer(workdir, start, config.steps, flops, mesh.size) as log:
       state = loop(config, network, mesh, state, update, log, checkpoints, stop, workdir)
+      stop.end_at_once()
       tables = evaluate(config, network, state.ema, config.evals)
       written = [name for row in writer.read_rows(workdir) if row["step"] == config.steps for name in row]
       if final := {name: value for name, value in flat(tables).items() if name not in written}:
@@ -95,28 +94,30 @@ def loop(
   update: Any,
   log: writer.Writer,
   checkpoints: Checkpointer,
-  stop: list[int],
+  stop: "Stop",
   workdir: str,
 ) -> State:
   """From `state` to `config.steps`: read, update, save, evaluate; see `train` for how it ends early."""
   start = int(state.step)
   batches = config.data.batches(start, jax.process_index(), jax.process_count())
   first, last = map(int, config.profile.split(":")) if config.profile else (-1, -1)
-  bad, pending = 0, None
+  tracing, bad, pending = False, 0, None
   for done in range(start + 1, config.steps + 1):
-    if done - 1 == first:
+    if first < done <= last and not tracing:
       jax.profiler.start_trace(f"{workdir}/profile")
+      tracing = True
     with log.waiting():
       batch = next(batches)
     state, metrics = update(state, sharding.put({name: batch[name] for name in ("video", "label")}, mesh))
     bad = settle(config, log, pending, bad)  # of the step before, while the device works on this one
     pending = (done, metrics)
-    if done == last:
+    stopped = stop.signal
+    if tracing and (done in (last, config.steps) or stopped):
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
+      tracing = False
       log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
     due = {name: each for name, each in config.evals.items() if each.every and done % each.every == 0}
-    stopped = bool(stop)
     saving = done % config.save_every == 0 or done == config.steps or stopped
     if due or saving:  # all rows up to a checkpoint are written before it is
       bad, pending = settle(config, log, pending, bad), None
@@ -124,11 +125,11 @@ def loop(
       with log.paused():
         log.write({"step": done, **flat(evaluate(config, network, state.ema, due))})
     if saving:
-      checkpoints.save(state, wait=stopped)
+      checkpoints.save(state, wait=bool(stopped))
     log.bar.update()
     if stopped:
-      log.say(f"stopped by {signal.Signals(stop[0]).name} at step {done}: everything is saved, run again to go on")
-      sys.exit(RESTART if stop[0] == signal.SIGTERM else INTERRUPTED)
+      log.say(f"stopped by {stopped.name} at step {done}: everything is saved, run again to go on")
+      stop.leave()
   return state
 
 
@@ -149,17 +150,34 @@ def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) 
   return 0 if finite else bad + 1
 
 
-@contextlib.contextmanager
-def stopping() -> Iterator[list[int]]:
-  """SIGTERM and SIGINT fill the list, once each, instead of ending the process in the middle of a step."""
-  caught: list[int] = []
-  handle = lambda number, frame: caught.append(number)
-  before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield caught
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+class Stop:
+  """SIGTERM and SIGINT, as `signal` for the loop to look at, instead of an end in the middle of a step."""
+
+  def __init__(self):
+    self.signal: signal.Signals | None = None
+    self.at_once = False
+
+  def __enter__(self) -> "Stop":
+    self.before = {each: signal.signal(each, self.catch) for each in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_) -> None:
+    for each, handler in self.before.items():
+      signal.signal(each, handler)
+
+  def catch(self, number: int, frame: Any) -> None:
+    self.signal = signal.Signals(number)
+    if self.at_once:
+      self.leave()
+
+  def end_at_once(self) -> None:
+    """Everything is saved: from now on a signal, or one that came already, ends the program where it is."""
+    self.at_once = True
+    if self.signal:
+      self.leave()
+
+  def leave(self) -> None:
+    sys.exit(RESTART if self.signal == signal.SIGTERM else INTERRUPTED)
 
 
 if __name__ == "__main__":

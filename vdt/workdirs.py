@@ -43,11 +43,18 @@ def claim(workdir: str, config: Config, origin: list[str] | None) -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
     if (path / "config.json").exists():
-      refuse(differences(read(workdir)["config"], resolved), workdir, ignored=RESUMABLE)
+      refuse_another(workdir, config)
     content = {"origin": origin or [], "config": resolved, "environment": environment()}
-    (path / "config.json").write_text(json.dumps(content, indent=2))
+    rewrite(path / "config.json", json.dumps(content, indent=2))
   except OSError as error:
     raise OSError(f"workdir {workdir} cannot be written ({error.strerror or error}): name another --workdir") from error
+
+
+def rewrite(path: epath.Path, text: str) -> None:
+  """Puts a new file in the place of `path` in one step: a process killed here leaves the old one or the new one."""
+  new = path.with_name(path.name + ".new")
+  new.write_text(text)
+  new.replace(path)
 
 
 def read(workdir: str) -> dict[str, Any]:
@@ -62,9 +69,10 @@ def read(workdir: str) -> dict[str, Any]:
     raise ValueError(f"{path} is damaged ({error}): restore it, or train in another --workdir") from error
 
 
-def refuse(changes: dict[str, tuple], workdir: str, ignored: tuple[str, ...] = ()) -> None:
-  """ValueError naming the fields that changed, but for those `ignored`."""
-  changes = {name: pair for name, pair in changes.items() if name.split(".")[0] not in ignored}
+def refuse_another(workdir: str, config: Config) -> None:
+  """ValueError naming the fields of `config`, but for RESUMABLE ones, in which the run in `workdir` differs from it."""
+  changes = differences(read(workdir)["config"], json.loads(json.dumps(to_dict(config))))
+  changes = {name: pair for name, pair in changes.items() if name.split(".")[0] not in RESUMABLE}
   if changes:
     listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
     raise ValueError(f"{workdir} holds a run of another config ({listed}): change it back, or name another --workdir")

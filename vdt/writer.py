@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
 from vdt.host import device_peak
+from vdt.workdirs import rewrite
 
 TIMINGS = ("step_time", "data_wait", "flops_per_second", "utilisation")
 """The only columns of a metrics row that may differ between a run and the same run, resumed."""
@@ -21,15 +21,15 @@ TIMINGS = ("step_time", "data_wait", "flops_per_second", "utilisation")
 class Writer:
   """Rows of metrics under `workdir`: metrics.jsonl, TensorBoard's events, and a progress bar.
 
-  A run resumed at `step` drops the rows after it. flops: of one training step, over all devices.
+  A run resumed at `step` drops the rows after it. flops: of one training step, over all `devices`.
   """
 
-  def __init__(self, workdir: str, step: int, steps: int, flops: float):
+  def __init__(self, workdir: str, step: int, steps: int, flops: float, devices: int = 1):
     self.path = epath.Path(workdir) / "metrics.jsonl"
     rows = [row for row in read_rows(workdir) if row["step"] <= step]
-    self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewrite(self.path, "".join(json.dumps(row) + "\n" for row in rows))
     self.events = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)
-    self.flops, self.peak = flops, device_peak() * jax.device_count()
+    self.flops, self.peak = flops, device_peak() * devices
     self.bar = tqdm.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, file=sys.stderr)
     self.last = (step, time.perf_counter())
     self.waited = 0.0

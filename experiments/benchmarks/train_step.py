@@ -1,6 +1,6 @@
 r"""One training step on a CPU, ours against PyTorch's Latte (arXiv:2401.03048) as the diffusers package has it.
 
-  pip install vdt[bench]
+  pip install -e '.[bench]'
   python experiments/benchmarks/train_step.py --json experiments/benchmarks/results/train_step.json
 
 S-sized, 8 frames of 16 x 16 x 4 latents, batch 2, float32. A step draws noise and times, computes the velocity loss and
@@ -211,7 +211,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=7, help="how often each arm has its turn")
   options = parser.parse_args()
   if missing := [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]:
-    sys.exit(f"this benchmark needs {' and '.join(missing)}: pip install vdt[bench]")
+    sys.exit(f"this benchmark needs {' and '.join(missing)}: pip install -e '.[bench]'")
   host.keep_freed_memory()  # for both sides: the peer runs in this process
   figures = measure(options.rounds)
   options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -151,8 +151,7 @@ def test_read_clip_equals_ingestion_and_takes_images(tmp_path):
   clip = video.read_clip(path, 8, (32, 40), 10)
   assert clip.shape == (8, 32, 40, 3) and clip.dtype == np.uint8
   assert np.array_equal(clip, np.stack(list(video.frames(path, 10, (32, 40)))[:8]))
-  with pytest.raises(video.VideoError, match=r"in\.mp4: too short: 20 frames at 10 fps, 21 asked for"):
-    video.read_clip(path, 21, (32, 40), 10)
+  assert len(video.read_clip(path, 21, (32, 40), 10)) == 20  # all there are
   for name in ("a.png", "a.jpg"):
     cv2.imwrite(str(tmp_path / name), np.full((50, 80, 3), (10, 120, 240), np.uint8))
     image = video.read_clip(tmp_path / name, 8, (32, 32), 10)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 
 from data_pipelines.physics import BACKGROUND, COLOURS
 from data_pipelines.scenes import HELD_OUT, SCENES, SPLITS, TOWARDS, gravity, simulate
-from data_pipelines.simulated import CONFIGS, SimulatedConfig, prepare
+from data_pipelines.simulated import CONFIGS, Simulated, SimulatedConfig, prepare
 
 SIZES = {"bouncing": (8, 16), "occlusion": (8, 16), "sprites": (8, 16)}
 
@@ -216,6 +217,8 @@ def test_prepared_data_set_reads_back_bit_for_bit(scene, tmp_path, capfd):
       said = [text.decode() if isinstance(text, bytes) else text for text in (record["caption"], record["id"])]
       assert said == [clip.caption, f"{scene}/{split}/{index:06d}"]
   assert prepare(config, tmp_path) == directory
+  with pytest.raises(ValueError, match="was rendered to another recipe: remove it"):
+    prepare(dataclasses.replace(config, seed=6), tmp_path)
   assert (directory / "dataset_info.json").stat().st_mtime_ns == stamp
 
 
@@ -229,13 +232,13 @@ def test_two_processes_prepare_the_same_set(tmp_path):
   started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
   results = [process.communicate(timeout=60) for process in started]
   assert [process.returncode for process in started] == [0, 0], results
-  assert {out for out, _ in results} == {f"{tmp_path}/simulated/tiny/1.0.0\n"}
+  assert {out for out, _ in results} == {f"{tmp_path}/simulated/tiny/{Simulated.VERSION}\n"}
   assert sorted("Rendering" in err for _, err in results) == [False, True]
 
 
 def test_configurations_are_known_by_name(tmp_path):
   names = {"bouncing16", "collisions16", "occlusion16", "sprites16"}
-  names |= {f"{scene}64" for scene in ("bouncing", "collisions", "occlusion", "sprites", "mixed")}
+  names |= {f"{scene}64" for scene in SCENES}
   assert {config.name for config in CONFIGS} == names
   with pytest.raises(ValueError, match=r"unknown simulated data set 'bouncing17': choose one of bouncing16, "):
     prepare("bouncing17", tmp_path)

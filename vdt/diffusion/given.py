@@ -110,6 +110,11 @@ class Tasks:
   random_frames: float = 0.0
   completion: float = 0.0
 
+  def __post_init__(self):
+    weights = dataclasses.astuple(self)
+    if min(weights) < 0 or max(weights) <= 0:
+      raise ValueError(f"{self}: weights are at least 0, and one is more")
+
   def draw(
     self, key: Key[Array, ""], video: tuple[int, ...], patch_frames: int = 1
   ) -> tuple[Float[Array, "b f h w 1"], Int[Array, " b"]]:

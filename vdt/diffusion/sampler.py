@@ -24,6 +24,12 @@ class Sampler:
   guidance_scale: float = 1.0
   guidance_interval: tuple[float, float] = (0.0, 1.0)
 
+  def __post_init__(self):
+    if self.method not in ("euler", "heun"):
+      raise ValueError(f"unknown sampler method {self.method!r}: choose euler or heun")
+    if self.steps < 1:
+      raise ValueError(f"sampler.steps is {self.steps}: take at least 1")
+
   def sample(
     self,
     diffusion: Any,
@@ -33,8 +39,6 @@ class Sampler:
     cond: dict,
   ) -> Float[Array, "b f h w c"]:
     """Videos made of `noise`, exactly `x_given` where `cond["given"]` is 1; `diffusion` has `grid` and `velocity`."""
-    if self.method not in ("euler", "heun"):
-      raise ValueError(f"unknown sampler method {self.method!r}: choose euler or heun")
     hidden = 1.0 - cond["given"]
     network = guided(denoise, self.guidance_scale, self.guidance_interval)
 

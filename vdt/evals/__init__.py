@@ -16,7 +16,7 @@ class Run(NamedTuple):
   denoise: `denoise(x, t, cond)` with the parameters bound.
   diffusion: interprets what `denoise` returns. patch_frames: the frames of a temporal patch.
   data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`.
-  sample: `sample(count, task="generation", split="test", repeats=1, given_frames=0)` to float32 videos in [-1, 1],
+  sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None)` to float32 videos in [-1, 1],
     `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
   """
 
@@ -28,9 +28,13 @@ class Run(NamedTuple):
 
 
 class Eval(Protocol):
-  """`every`: the period in steps inside training; 0 = only after the last step."""
+  """every: the period in steps inside training; 0 = only after the last step. clips: how many of `split` it reads."""
 
   every: int
+  split: str
+
+  @property
+  def clips(self) -> int: ...
 
   def __call__(self, run: Run) -> Table: ...
 
@@ -40,9 +44,14 @@ def pixels(video: np.ndarray) -> Float[np.ndarray, "..."]:
   return video.astype(np.float32) / 127.5 - 1.0
 
 
+def first(data: Any, count: int) -> dict[str, np.ndarray]:
+  """A batch of the first `count` clips of `data` in its own order, which starts anew where it ends."""
+  batches = [data.batch(step) for step in range(-(-count // data.batch_size))]
+  return {name: np.concatenate([batch[name] for batch in batches])[:count] for name in batches[0]}
+
+
 def real_videos(data: Any, count: int) -> Float[np.ndarray, "b f h w c"]:
-  """The first `count` clips of `data` in its own order, in [-1, 1]; ValueError if it holds fewer."""
+  """The videos of `first`, in [-1, 1]; ValueError if `data` holds fewer than `count`."""
   if count > len(data):
     raise ValueError(f"{count} clips asked for, but split {data.split!r} has {len(data)}: lower the eval's count")
-  batches = (data.batch(step)["video"] for step in range(-(-count // data.batch_size)))
-  return pixels(np.concatenate(list(batches))[:count])
+  return pixels(first(data, count)["video"])

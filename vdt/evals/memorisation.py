@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from vdt.evals import Run, Table, pixels, real_videos
 
-MEMORISED_NOISE = 0.05  # what the control column adds to training clips, in units of [-1, 1]
+MEMORISED_NOISE = 0.02  # what the control column adds to training clips, in units of [-1, 1]
 
 
 def neighbours(videos: Float[np.ndarray, "b f h w c"], data: Any, nearest: int = 50) -> Float[np.ndarray, "b nearest"]:
@@ -54,7 +54,7 @@ class Memorisation:
   nearest of all), and noise that is left in a sample of standard deviation s adds s^2 to the square of every
   distance and hides a copy. The relative distance cancels most of the first, as the column "blurred" (held-out
   clips, blurred) shows: judge by `copies`, and look at "closer than held-out" only beside it. The column
-  "memorised" (training clips with noise of 0.05) must be exposed by both, else the row cannot see copies here.
+  "memorised" (training clips with noise of 0.02) must be exposed by both, else the row cannot see copies here.
   A percentile of `count` held-out clips is no finer than 1 / count.
   """
 
@@ -62,6 +62,10 @@ class Memorisation:
   neighbours: int = 50
   split: str = "test"
   every: int = 0
+
+  @property
+  def clips(self) -> int:
+    return 2 * self.count
 
   def __call__(self, run: Run) -> Table:
     train = run.data("train")

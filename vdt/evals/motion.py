@@ -106,6 +106,10 @@ class Motion:
   split: str = "test"
   every: int = 0
 
+  @property
+  def clips(self) -> int:
+    return 2 * self.count
+
   def __call__(self, run: Run) -> Table:
     table: Table = {}
     for column, videos in columns(run, self.split, self.count, tuple(CONTROLS)).items():

@@ -241,6 +241,10 @@ class Physics:
       rows["momentum error"], rows["collisions"] = _middle(errors), float(np.mean(~np.isnan(errors)))
     return rows
 
+  @property
+  def clips(self) -> int:
+    return 2 * self.count
+
   def __call__(self, run: Run) -> Table:
     videos = columns(run, self.split, self.count, ("frozen", "jitter", "shuffled", "reversed"))
     size = videos["real"].shape[2:4]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vdt.evals import Run, Table, pixels, real_videos
+from vdt.evals import Run, Table, first, pixels, real_videos
 
 MEAN_CLIPS = 2000  # at most so many training clips make the mean video
 
@@ -28,7 +28,7 @@ def energy_score(forecasts: Float[np.ndarray, "repeats *shape"], truth: Float[np
 
 def sources(ids: Sequence[str]) -> list[str]:
   """The source of each clip: what stands before the last '#' of its id, else the id itself."""
-  return [name.rsplit("#", 1)[0] for name in ids]
+  return [str(name).rsplit("#", 1)[0] for name in ids]
 
 
 def interval(
@@ -49,11 +49,6 @@ def interval(
   means = (values @ member) @ weights.T / (weights @ member.sum(0))
   low, high = np.quantile(means, [0.025, 0.975], axis=-1)
   return np.asarray(low), np.asarray(high)
-
-
-def _names(data: Any, count: int) -> list[str]:
-  batches = (data.batch(step)["id"] for step in range(-(-count // data.batch_size)))
-  return [str(name) for batch in batches for name in batch][:count]
 
 
 def mean_video(data: Any, limit: int = MEAN_CLIPS) -> Float[np.ndarray, "f h w c"]:
@@ -87,6 +82,10 @@ class Prediction:
   split: str = "test"
   every: int = 0
 
+  @property
+  def clips(self) -> int:
+    return self.count
+
   def __call__(self, run: Run) -> Table:
     truth = real_videos(run.data(self.split), self.count)
     if not 1 <= self.given_frames < truth.shape[1]:
@@ -104,7 +103,7 @@ class Prediction:
       "copy-last": np.broadcast_to(last, truth.shape)[:, None],
       "mean video": np.broadcast_to(mean, truth.shape)[:, None],
     }
-    groups = sources(_names(run.data(self.split), self.count))
+    groups = sources(first(run.data(self.split), self.count)["id"])
     scores = {
       "mse": {
         column: np.square(forecast.mean(1) - truth).mean((1, 2, 3, 4), dtype=np.float64)

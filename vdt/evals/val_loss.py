@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdt.diffusion import given
-from vdt.evals import Run, Table, real_videos
+from vdt.evals import Run, Table, first, real_videos
 
 
 @dataclasses.dataclass
@@ -25,11 +25,14 @@ class ValLoss:
   split: str = "test"
   every: int = 0
 
+  @property
+  def clips(self) -> int:
+    return self.count
+
   def __call__(self, run: Run) -> Table:
     data = run.data(self.split)
     x0 = jnp.asarray(real_videos(data, self.count))
-    batches = [data.batch(step)["label"] for step in range(-(-self.count // data.batch_size))]
-    label = jnp.asarray(np.concatenate(batches)[: self.count])
+    label = jnp.asarray(first(data, self.count)["label"])
     k_noise, k_mask = jax.random.split(jax.random.key(0))
     noise = jax.random.normal(k_noise, x0.shape)
     null = jnp.zeros(self.count, bool)

@@ -90,7 +90,7 @@ class TransformerConfig:
   def cells(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """Patches along (frames, height, width) of a video. ValueError where they do not divide it."""
     video = (frames, *size)
-    if any(whole % part for whole, part in zip(video, self.patch)):
+    if min(self.patch) < 1 or any(whole % part for whole, part in zip(video, self.patch)):
       raise ValueError(f"video of (frames, height, width) {video} does not divide into patches {tuple(self.patch)}")
     return tuple(whole // part for whole, part in zip(video, self.patch))
 
@@ -113,6 +113,9 @@ class TransformerConfig:
   def build(self, frames: int, size: tuple[int, int], mesh_shape: dict[str, int]) -> Network:
     """The network for videos of this shape on a mesh of these axis sizes. ValueError says which field to change."""
     blocks = self.entries()
+    least = {name: getattr(self, name) for name in ("depth", "width", "heads", "channels", "mlp_ratio")}
+    if min(least.values()) < 1:
+      raise ValueError(f"model.{min(least, key=least.get)} is {min(least.values())}: at least 1")
     _, h, w = self.cells(frames, size)
     tensor, sequence = mesh_shape.get("tensor", 1), mesh_shape.get("sequence", 1)
     checks = {
