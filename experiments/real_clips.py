@@ -7,8 +7,10 @@ r"""Real footage: from the first half second of a clip, what comes next?
 FOLDER is any folder of videos; the committed list of held-out files is that of intel-iot-devkit/sample-videos
 (CC BY 4.0, Intel Corporation). A film and its GIF preview stay on one side; the sign-language films, held out by file,
 share a room and some signers with training. Measured, tiny, 64 clips of 9 held-out files, 4 given frames, 8 samples:
-mse of their mean 0.0200 (copy-last 0.0142, mean video 0.190), energy score 0.1025 (copy-last 0.1032). Variants: full (16 frames of
-64 x 64, for an accelerator; ingest with --size 64 --frames 16), tiny (8 frames of 32 x 32, minutes on two CPU cores).
+mse of their mean 0.0200 (copy-last 0.0142, mean video 0.190), energy score 0.1025 (copy-last 0.1032).
+
+Variants: full (16 frames of 64 x 64, for an accelerator; ingest with --size 64 --frames 16), tiny (8 frames of 32 x 32,
+minutes on two CPU cores).
 """
 
 from data_pipelines.clips import Clips
