@@ -28,7 +28,7 @@ def energy_score(forecasts: Float[np.ndarray, "repeats *shape"], truth: Float[np
 
 def sources(ids: Sequence[str]) -> list[str]:
   """The source of each clip: what stands before the last '#' of its id, else the id itself."""
-  return [str(name).rsplit("#", 1)[0] for name in ids]
+  return [name.rsplit("#", 1)[0] for name in ids]
 
 
 def interval(
@@ -103,7 +103,7 @@ class Prediction:
       "copy-last": np.broadcast_to(last, truth.shape)[:, None],
       "mean video": np.broadcast_to(mean, truth.shape)[:, None],
     }
-    groups = sources(first(run.data(self.split), self.count)["id"])
+    groups = sources(first(run.data(self.split), self.count)["id"].astype(str).tolist())
     scores = {
       "mse": {
         column: np.square(forecast.mean(1) - truth).mean((1, 2, 3, 4), dtype=np.float64)
