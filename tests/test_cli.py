@@ -106,6 +106,7 @@ def test_a_checkpoint_of_another_model_is_refused(capsys, run, tmp_path, data_di
   assert "checkpoint 2 is not of this model: " in said and "(16,) there and (32,) here" in said
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the reads that Orbax leaves behind
 def test_a_corrupted_checkpoint_is_named_and_the_one_before_it_still_works(capsys, run, tmp_path, data_dir):
   damaged = tmp_path / "damaged"
   shutil.copytree(run, damaged)
