@@ -3,7 +3,6 @@
 from data_pipelines.clips import SimulatedClips
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
-from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
 
 
@@ -16,7 +15,6 @@ def get_config() -> Config:
     tasks=Tasks(generation=1.0, prediction=1.0, completion=1.0),
     sampler=Sampler(steps=2),
     optimizer=AdamW(lr=1e-3, warmup=5),
-    evals={"loss": ValLoss(count=4, bins=2, tasks=("generation", "prediction"), every=4)},
     log_every=2,
     save_every=5,
   )
