@@ -1,6 +1,8 @@
-"""What the loop does with steps that are not finite."""
+"""What the program does with steps that are not finite, with signals, and with evals that cannot be."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from short import get_config
 
 from vdt.checkpoint import Checkpointer
 from vdt.diffusion import RectifiedFlow
-from vdt.train import PATIENCE, train
+from vdt.evals.val_loss import ValLoss
+from vdt.train import PATIENCE, Stop, train
 from vdt.writer import read_rows
 
 
@@ -59,3 +62,24 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(tmp_path,
 def test_a_run_of_steps_that_are_not_finite_ends(tmp_path, data_dir):
   with pytest.raises(FloatingPointError, match=f"{PATIENCE} steps in a row up to {PATIENCE} were not finite"):
     train(config(data_dir, tuple(range(100)), PATIENCE + 5), str(tmp_path))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 77), (signal.SIGINT, 130)])
+def test_a_signal_waits_for_the_step_and_after_the_last_one_ends_at_once(number, code):
+  with Stop() as stop:
+    os.kill(os.getpid(), number)
+    assert stop.signal == number
+    with pytest.raises(SystemExit) as came_before:
+      stop.end_at_once()
+  with Stop() as stop:
+    stop.end_at_once()
+    with pytest.raises(SystemExit) as came_after:
+      os.kill(os.getpid(), number)
+  assert came_before.value.code == came_after.value.code == code
+
+
+def test_evals_are_checked_against_what_is_held_out_before_training(data_dir):
+  made = config(data_dir, (), 1)
+  made.evals = {"loss": ValLoss(count=300)}
+  with pytest.raises(ValueError, match="evals.loss needs 300 clips, split 'test' has 256"):
+    made.build()

@@ -357,6 +357,14 @@ def test_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
   assert not (tmp_path / "out.partial").exists() and os.listdir(tmp_path).count("out") == 1
 
 
+def test_a_share_of_the_files_is_held_out_and_one_at_least():
+  names = {f"{i}.mp4": ROOT for i in range(1000)}
+  assert 70 < len(chosen := sources.choose_tests(names, None, 0.1)) < 130
+  few = {name: ROOT for name in sorted(names.keys() - chosen)[:2]}
+  assert len(sources.choose_tests(few, None, 0.1)) == 1
+  assert not sources.choose_tests(few, None, 0.0) and not sources.choose_tests(dict(list(few.items())[:1]), None, 0.1)
+
+
 def test_full_disk_is_one_clear_line(folder, tmp_path):
   limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
   code = limit + "from data_pipelines import ingest; ingest.main(sys.argv[1:])"
