@@ -81,5 +81,5 @@ def test_a_signal_waits_for_the_step_and_after_the_last_one_ends_at_once(number,
 def test_evals_are_checked_against_what_is_held_out_before_training(data_dir):
   made = config(data_dir, (), 1)
   made.evals = {"loss": ValLoss(count=300)}
-  with pytest.raises(ValueError, match="evals.loss needs 300 clips, split 'test' has 256"):
+  with pytest.raises(ValueError, match=r"evals\.loss needs 300 clips, split 'test' has 256"):
     made.build()
