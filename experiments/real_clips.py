@@ -45,7 +45,7 @@ def get_config(variant: str = "full") -> Config:
       config.model = TransformerConfig(
         depth=4, width=128, heads=4, patch=(1, 4, 4), pattern=(("space", "time"),), remat="dots", dtype="float32"
       )
-      config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")
+      config.diffusion = RectifiedFlow(shift=3.0, prediction="change")
       config.tasks = Tasks(prediction=1.0)
       config.steps, config.log_every, config.save_every = 1_500, 10, 250
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)

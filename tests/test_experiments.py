@@ -11,6 +11,7 @@ from vdt import cli
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+CONTACTS = ROOT / "experiments" / "contacts.py"
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +37,25 @@ def ingested(tmp_path_factory):
 
 
 def test_there_are_experiments():
-  assert {path.stem for path in EXPERIMENTS} >= {"bouncing", "real_clips"}
+  assert {path.stem for path in EXPERIMENTS} >= {"bouncing", "contacts", "real_clips"}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_tiny(path, tmp_path, data_dir, ingested, monkeypatch):
+@pytest.mark.parametrize("path, variant", [*((path, "tiny") for path in EXPERIMENTS), (CONTACTS, "tiny_occlusion")])
+def test_tiny(path, variant, tmp_path, data_dir, ingested, monkeypatch):
   monkeypatch.chdir(tmp_path.parent)
   text = path.read_text()
   fields = {"steps": 4, "log_every": 2, "save_every": 4, "data.batch_size": 4, "mesh.data": 1}
   fields["data.data_dir"] = ingested if "real_clips" in text else data_dir
-  for name in ("loss", "motion", "physics", "memorisation", "prediction"):
+  for name in ("loss", "loss_combinatorial", "loss_ood", "motion", "physics", "memorisation", "prediction"):
     if f'"{name}":' in text:
       fields[f"evals.{name}.count"] = 4
   cli.main(
-    ["train", f"--config={path}:tiny", f"--workdir={tmp_path.name}", *(f"--config.{k}={v}" for k, v in fields.items())]
+    [
+      "train",
+      f"--config={path}:{variant}",
+      f"--workdir={tmp_path.name}",
+      *(f"--config.{k}={v}" for k, v in fields.items()),
+    ]
   )
   page = (tmp_path / "report.html").read_text()
   assert "data:image/webp;base64," in page and "data:image/svg+xml;base64," in page

@@ -37,6 +37,12 @@ def test_arrows():
       root, *rest = module.split(".")
       if root in ("data_pipelines", "experiments") or (root == "vdt" and rest and rest[0] not in ALLOWED[part]):
         wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+      if (
+        part in PROGRAMS
+        and module.startswith("vdt.models.")
+        and (ROOT / f"{'/'.join(module.split('.')[:3])}.py").exists()
+      ):
+        wrong.append(f"{path.relative_to(ROOT)} imports {module}: programs see the root of vdt/models alone")
       if root == "flax" and part != "models":
         wrong.append(f"{path.relative_to(ROOT)} imports flax: it stays in vdt/models")
   for path in sorted((ROOT / "data_pipelines").rglob("*.py")):
@@ -46,7 +52,21 @@ def test_arrows():
   assert not wrong, "\n".join(wrong)
 
 
-def test_every_file_is_in_the_readme_tree():
-  readme = (ROOT / "README.md").read_text()
-  files = [path for folder in ("vdt", "data_pipelines", "experiments") for path in (ROOT / folder).rglob("*.py")]
-  assert not [str(p.relative_to(ROOT)) for p in files if p.name != "__init__.py" and p.name not in readme]
+def tree():
+  """The paths in the README's tree: a folder's line ends with /, its children are two spaces deeper."""
+  block = (ROOT / "README.md").read_text().partition("## The tree")[2].split("```")[1]
+  folders = []
+  for line in block.strip().splitlines():
+    name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+    folders = folders[:depth]
+    if name.endswith("/"):
+      folders.append(name.rstrip("/"))
+    else:
+      yield "/".join([*folders, name])
+
+
+def test_the_readme_tree_is_the_tree():
+  parts = ("vdt", "data_pipelines", "experiments")
+  files = {str(path.relative_to(ROOT)) for part in parts for path in (ROOT / part).rglob("*.py")}
+  named = {path for path in tree() if path.endswith(".py") and path.startswith(parts)}
+  assert named == {path for path in files if not path.endswith("__init__.py")}

@@ -12,18 +12,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from short import get_config
 
 from vdt.checkpoint import Checkpointer
+from vdt.config import Mesh
+from vdt.train import train
 from vdt.writer import TIMINGS
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
+EVAL = "loss/generation/mean"
 
 
 def command(workdir, data_dir, **fields):
   fields = {"steps": STEPS, "log_every": 2, "save_every": 5, "data.batch_size": 4, "data.data_dir": data_dir, **fields}
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
-  return [sys.executable, "-m", "vdt.train", f"--config={ROOT}/tests/short.py", f"--workdir={workdir}", *flags]
+  return [sys.executable, "-m", "vdt.train", f"--config={ROOT}/tests/short.py:evals", f"--workdir={workdir}", *flags]
 
 
 def start(workdir, data_dir, **fields):
@@ -79,14 +83,15 @@ def assert_equal(workdir, whole):
   for mine, theirs in zip(saved(workdir), saved(whole), strict=True):
     np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
   assert rows(workdir) == rows(whole)
-  assert [row["step"] for row in rows(workdir)] == list(range(2, STEPS + 1, 2))
+  trained, evaluated = ([row["step"] for row in rows(workdir) if name in row] for name in ("loss", EVAL))
+  assert trained == list(range(2, STEPS + 1, 2)) and evaluated == list(range(10, STEPS + 1, 10))
 
 
 SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW)])
-def test_killed_six_times_also_in_the_middle_of_a_save(whole, tmp_path, data_dir, seed):
+def test_killed_at_the_start_in_steps_and_in_the_middle_of_saves(whole, tmp_path, data_dir, seed):
   rng, in_save = random.Random(seed), 0
   for kill in range(6):
     process = start(tmp_path, data_dir)
@@ -97,7 +102,8 @@ def test_killed_six_times_also_in_the_middle_of_a_save(whole, tmp_path, data_dir
     try:
       while process.poll() is None and time.monotonic() < deadline:
         torn = list(checkpoints.glob("*.orbax-checkpoint-tmp")) if checkpoints.exists() else []
-        if (kill % 2 and torn) or (not kill % 2 and last_step(tmp_path) >= target):
+        starting = kill == 0 and (tmp_path / "config.json.new").exists()
+        if starting or (kill % 2 and torn) or (kill and not kill % 2 and last_step(tmp_path) >= target):
           process.send_signal(signal.SIGKILL)
           in_save += bool(torn)
           break
@@ -125,3 +131,22 @@ def test_a_signal_saves_and_says_so(whole, tmp_path, data_dir, number, code):
     assert 8 <= checkpoints.newest < STEPS
   assert finish(tmp_path, data_dir)[0] == 0
   assert_equal(tmp_path, whole)
+
+
+def test_weights_of_eight_devices_start_a_run_on_one(whole, tmp_path, data_dir):
+  """The processes here have one device; what was saved on a mesh of eight is read without it."""
+  sharded = get_config()
+  sharded.data.data_dir, sharded.steps, sharded.save_every = data_dir, 2, 2
+  sharded.mesh = Mesh(data=2, fsdp=4)
+  train(sharded, str(tmp_path / "sharded"))
+  code, _, err = finish(tmp_path / "run", data_dir, steps=2, init_from=tmp_path / "sharded")
+  assert code == 0 and "step 2:" in err and "missing: none" in err and "other shape: none" in err, err
+
+
+def test_a_trace_goes_on_when_its_run_does(tmp_path, data_dir):
+  made = get_config()
+  made.data.data_dir, made.mesh.data, made.profile = data_dir, 1, "3:6"
+  for made.steps in (4, 8):
+    train(made, str(tmp_path))
+  traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
+  assert len(traces) == 2 and all(path.stat().st_size for path in traces)

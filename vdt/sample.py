@@ -81,8 +81,8 @@ def chunk(
   cond: dict,
 ) -> jax.Array:
   """The videos of `rows`, compiled once for each network, diffusion and sampler."""
-  draw = lambda row: jax.random.normal(jax.random.fold_in(key, row), video.shape[1:])
-  return sampler.sample(diffusion, partial(apply, params), jax.vmap(draw)(rows), video, cond)
+  keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
+  return sampler.sample(diffusion, partial(apply, params), keys, video, cond)
 
 
 def run(

@@ -25,6 +25,7 @@ def enlarged(video: UInt8[np.ndarray, "f h w c"]) -> UInt8[np.ndarray, "f h2 w2 
 
 def mp4(video: UInt8[np.ndarray, "f h w 3"], fps: float) -> bytes:
   """H.264 in every player's pixel format; odd sizes are padded by their last row or column."""
+  video = enlarged(video)
   _, h, w, _ = video.shape
   video = np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
   buffer = io.BytesIO()

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from vdt.diffusion import TASKS, RectifiedFlow, Tasks
-from vdt.diffusion.given import frame_times, plan, whole_cells
+from vdt.diffusion.given import frame_times, nearest_given, plan, whole_cells
 
 
 @settings(deadline=None, max_examples=25)
@@ -48,6 +48,19 @@ def test_a_given_frame_is_at_time_zero_and_a_partly_given_one_is_not():
   mask = jnp.zeros((1, 4, 2, 2, 1)).at[:, 0].set(1).at[:, 1, 0].set(1)
   assert frame_times(jnp.array([0.7]), mask).tolist() == [[0.0, *[pytest.approx(0.7)] * 3]]
   assert whole_cells(mask, 2)[0, :, :, 0, 0].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
+
+
+def test_the_nearest_given_frame_shows_through_pixel_by_pixel():
+  """Against the definition, written as a loop; ties go to the earlier frame."""
+  rng = np.random.default_rng(0)
+  x, given = rng.normal(size=(2, 7, 2, 3, 2)), rng.random((2, 7, 2, 3, 1)) < 0.3
+  expected = np.zeros_like(x)
+  for b, f, h, w in np.ndindex(x.shape[:4]):
+    if len(known := np.flatnonzero(given[b, :, h, w, 0])):
+      expected[b, f, h, w] = x[b, known[np.argmin(abs(known - f))], h, w]
+  found = nearest_given(jnp.asarray(x, jnp.float32), jnp.asarray(given, jnp.float32))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert (expected == 0).all((1, 4)).any(), "some pixel is given in no frame"
 
 
 def test_the_loss_sees_only_what_was_not_given_and_is_normalised_by_it():

@@ -5,10 +5,11 @@ import pytest
 
 from vdt.diffusion import RectifiedFlow, Sampler
 from vdt.diffusion.flow import resolution_shift
-from vdt.diffusion.given import plan
+from vdt.diffusion.given import nearest_given, plan
 from vdt.diffusion.guidance import guided, null_cond
 
 MEAN, STD = 0.7, 0.3
+KEYS = jax.random.split(jax.random.key(0), 4)
 
 
 def gaussian_x0(x, t, cond):
@@ -23,37 +24,75 @@ def gaussian(x, t, cond):
   return s * (x - (1 - s) * MEAN) / ((1 - s) ** 2 * STD**2 + s**2) - gaussian_x0(x, t, cond)
 
 
-@pytest.mark.parametrize("method, steps, tolerance", [("euler", 400, 0.01), ("heun", 100, 0.004)])
+@pytest.mark.parametrize(
+  "method, steps, churn, tolerance", [("euler", 400, 0.0, 0.01), ("heun", 100, 0.0, 0.004), ("heun", 100, 0.3, 0.006)]
+)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("prediction, denoise", [("velocity", gaussian), ("x0", gaussian_x0)])
-def test_a_gaussian_with_known_velocity_comes_back(method, steps, tolerance, shift, prediction, denoise):
-  noise = jax.random.normal(jax.random.key(0), (4, 4, 32, 32, 3))
+def test_a_gaussian_with_known_velocity_comes_back(method, steps, churn, tolerance, shift, prediction, denoise):
   cond = {"given": jnp.zeros((4, 4, 32, 32, 1))}
-  sampler, flow = Sampler(method, steps), RectifiedFlow(shift=shift, prediction=prediction)
-  x = sampler.sample(flow, denoise, noise, jnp.zeros_like(noise), cond)
+  sampler, flow = Sampler(method, steps, churn), RectifiedFlow(shift=shift, prediction=prediction)
+  x = sampler.sample(flow, denoise, KEYS, jnp.zeros((4, 4, 32, 32, 3)), cond)
   assert float(x.mean()) == pytest.approx(MEAN, abs=tolerance)
   assert float(x.std()) == pytest.approx(STD, rel=3 * tolerance)
 
 
-def test_predicting_x0_is_predicting_velocity():
-  """The same loss from either, in particular the same weight for every time; given frames, at t = 0, do no harm."""
+def test_a_video_depends_on_its_own_key_and_churn_draws_fresh_noise():
+  """With no churn the end is a function of the first noise alone, so two samples that share it differ by churn only."""
+  cond = {"given": jnp.zeros((4, 2, 4, 4, 1))}
+  make = lambda keys, churn: Sampler("heun", 8, churn).sample(
+    RectifiedFlow(), gaussian, keys, jnp.zeros((len(keys), 2, 4, 4, 3)), {"given": cond["given"][: len(keys)]}
+  )
+  for churn in (0.0, 0.4):
+    np.testing.assert_allclose(make(KEYS, churn)[1:3], make(KEYS[1:3], churn), rtol=1e-6)
+  still, churned = make(KEYS, 0.0), make(KEYS, 0.4)
+  first = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (2, 4, 4, 3)))(KEYS)
+  correlation = lambda x: np.corrcoef(np.ravel(x), np.ravel(first))[0, 1]
+  assert correlation(still) > 0.999 and 0.0 < correlation(churned) < 0.9
+
+
+def test_renoising_makes_the_later_time_of_the_same_path():
+  """From x_t of one clean value to x_t' : its mean is (1 - t'), its standard deviation t'."""
+  x0, t, (first, second) = 2.0, 0.4, jax.random.normal(jax.random.key(5), (2, 1, 1, 200, 200, 1))
+  x, later = RectifiedFlow().renoise((1 - t) * x0 + t * first, jnp.float32(t), 0.5, second)
+  later = float(later)
+  assert later == pytest.approx(1 / (1 + (1 - t) / (1.5 * t))) and later > t
+  assert float(x.mean()) == pytest.approx((1 - later) * x0, abs=0.01)
+  assert float(x.std()) == pytest.approx(later, rel=0.01)
+  assert RectifiedFlow().renoise(first, jnp.float32(1.0), 0.5, second)[1] == 1.0
+
+
+@pytest.mark.parametrize("task", ["prediction", "completion", "generation"])
+def test_all_predictions_are_of_one_velocity(task):
+  """The same loss from each, in particular the same weight for every time; given frames, at t = 0, do no harm."""
   x0, noise = MEAN + STD * jax.random.normal(jax.random.key(0), (2, 4, 8, 4, 4, 3))
-  given = plan("prediction", jax.random.key(1), x0.shape[:4])
+  cond = {"given": plan(task, jax.random.key(1), x0.shape[:4])}
+  change = lambda x, t, cond: gaussian_x0(x, t, cond) - nearest_given(x, cond["given"])
+  denoisers = {"velocity": gaussian, "x0": gaussian_x0, "change": change}
   for t in (0.06, 0.5, 1.0):
-    loss = [
-      RectifiedFlow(prediction=prediction).losses(denoise, x0, noise, jnp.full(4, t), {"given": given})
-      for prediction, denoise in (("velocity", gaussian), ("x0", gaussian_x0))
-    ]
-    np.testing.assert_allclose(*loss, rtol=2e-4)
+    loss = {
+      prediction: RectifiedFlow(prediction=prediction).losses(denoise, x0, noise, jnp.full(4, t), cond)
+      for prediction, denoise in denoisers.items()
+    }
+    np.testing.assert_allclose(loss["x0"], loss["velocity"], rtol=2e-4)
+    np.testing.assert_allclose(loss["change"], loss["velocity"], rtol=2e-4)
+
+
+def test_no_change_copies_the_last_given_frame():
+  x0 = jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 3))
+  cond = {"given": plan("prediction", jax.random.key(2), x0.shape[:4], 1, 2)}
+  still = lambda x, t, cond: jnp.zeros_like(x)
+  x = Sampler("heun", 4).sample(RectifiedFlow(prediction="change"), still, KEYS[:2], x0, cond)
+  np.testing.assert_allclose(x, x0[:, [0, 1, 1, 1]], atol=1e-6)
 
 
 def test_network_evaluations_are_counted_and_heun_ends_with_euler():
   calls = []
   count = lambda x, t, cond: (jax.debug.callback(lambda: calls.append(1)), x)[1]
-  noise, cond = jnp.ones((1, 1, 2, 2, 1)), {"given": jnp.zeros((1, 1, 2, 2, 1))}
+  video, cond = jnp.ones((1, 1, 2, 2, 1)), {"given": jnp.zeros((1, 1, 2, 2, 1))}
   for method, evaluations in (("euler", 5), ("heun", 9)):
     calls.clear()
-    jax.block_until_ready(Sampler(method, 5).sample(RectifiedFlow(), count, noise, noise, cond))
+    jax.block_until_ready(Sampler(method, 5).sample(RectifiedFlow(), count, KEYS[:1], video, cond))
     jax.effects_barrier()
     assert len(calls) == evaluations
 
@@ -62,8 +101,7 @@ def test_what_was_given_comes_out_untouched():
   x0 = jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 3))
   for task in ("prediction", "completion", "interpolation"):
     given = plan(task, jax.random.key(2), x0.shape[:4])
-    noise = jax.random.normal(jax.random.key(0), x0.shape)
-    x = Sampler("heun", 4).sample(RectifiedFlow(), gaussian, noise, x0, {"given": given})
+    x = Sampler("heun", 4, churn=0.3).sample(RectifiedFlow(), gaussian, KEYS[:2], x0, {"given": given})
     assert (np.where(given > 0, x == x0, x != x0)).all()
 
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdt.diffusion.given import frame_times
+from vdt.diffusion.given import frame_times, nearest_given
 
+PREDICTIONS = ("velocity", "x0", "change")
 SMALLEST = 0.05
 """Time below which the loss of a predicted x0 no longer grows as 1 / t^2 (section 4 of arXiv:2511.13720)."""
 
@@ -26,8 +27,11 @@ def resolution_shift(tokens: int, base_tokens: int) -> float:
 class RectifiedFlow:
   """x_t = (1 - t) x0 + t noise (arXiv:2209.03003); the loss is the squared error of the velocity, noise - x0.
 
-  prediction: what the network's raw output is, "velocity", or "x0", from which the velocity follows. Clean pixels of a
-  large patch lie near few dimensions and noise in all of them, so a narrow network learns x0 sooner (arXiv:2511.13720).
+  prediction: what the network's raw output is: "velocity"; "x0", from which the velocity follows; or "change", x0
+  minus what the nearest given frame shows there (x0 where none does). Clean pixels of a large patch lie near few
+  dimensions and noise in all of them, so a narrow network learns x0 sooner (arXiv:2511.13720). A change is small where
+  a scene is still: forecasts of the weather are made of it (section 2 of arXiv:2312.15796), and a network that has
+  learned nothing yet copies the last frame.
   mean, std: training times are logit-normal, t = sigmoid(mean + std n) (section 3.1 of arXiv:2403.03206).
   shift: moves times of training and sampling towards noise where > 1; see `resolution_shift`.
   """
@@ -38,8 +42,8 @@ class RectifiedFlow:
   prediction: str = "velocity"
 
   def __post_init__(self):
-    if self.prediction not in ("velocity", "x0"):
-      raise ValueError(f"unknown prediction {self.prediction!r}: choose velocity or x0")
+    if self.prediction not in PREDICTIONS:
+      raise ValueError(f"unknown prediction {self.prediction!r}: choose from {', '.join(PREDICTIONS)}")
 
   def shifted(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
     return self.shift * t / (1.0 + (self.shift - 1.0) * t)
@@ -59,13 +63,28 @@ class RectifiedFlow:
     t = t[:, None, None, None, None]
     return (1.0 - t) * x0 + t * noise
 
+  def renoise(
+    self, xt: Float[Array, "b f h w c"], t: Float[Array, ""], churn: float, noise: Float[Array, "b f h w c"]
+  ) -> tuple[Float[Array, "b f h w c"], Float[Array, ""]]:
+    """x_t with fresh noise, and its later time: t / (1 - t) grows by the factor 1 + churn; t = 1 stays.
+
+    Lines 5 and 6 of Algorithm 2 of arXiv:2206.00364, for x_t / (1 - t) and its noise level t / (1 - t).
+    """
+    grown = 1.0 + churn * t
+    return (xt + t * math.sqrt((1.0 + churn) ** 2 - 1.0) * noise) / grown, (1.0 + churn) * t / grown
+
   def velocity(
-    self, raw: Float[Array, "b f h w c"], xt: Float[Array, "b f h w c"], t: Float[Array, "b f"]
+    self,
+    raw: Float[Array, "b f h w c"],
+    xt: Float[Array, "b f h w c"],
+    t: Float[Array, "b f"],
+    given: Float[Array, "b f h w 1"],
   ) -> Float[Array, "b f h w c"]:
-    """dx/dt of the sampling ODE, noise - x0, from the network's raw output."""
+    """dx/dt of the sampling ODE, noise - x0, from the network's raw output; `xt` is clean where it was given."""
     if self.prediction == "velocity":
       return raw
-    return (xt - raw) / jnp.maximum(t, 1e-6)[:, :, None, None, None]  # t = 0 only where all is given
+    x0 = raw + nearest_given(xt, given) if self.prediction == "change" else raw
+    return (xt - x0) / jnp.maximum(t, 1e-6)[:, :, None, None, None]  # t = 0 only where all is given
 
   def losses(
     self,
@@ -80,8 +99,8 @@ class RectifiedFlow:
     xt = jnp.where(hidden > 0, self.corrupt(x0, noise, t), x0)
     frames = frame_times(t, cond["given"])
     raw = denoise(xt, frames, cond).astype(jnp.float32)
-    error = jnp.square(self.velocity(raw, xt, frames) - (noise - x0)) * hidden
-    if self.prediction == "x0":
+    error = jnp.square(self.velocity(raw, xt, frames, cond["given"]) - (noise - x0)) * hidden
+    if self.prediction != "velocity":
       error *= jnp.minimum(t / SMALLEST, 1.0)[:, None, None, None, None] ** 2
     amount = hidden.sum(axis=(1, 2, 3, 4)) * x0.shape[-1]
     return error.sum(axis=(1, 2, 3, 4)) / jnp.maximum(amount, 1.0)

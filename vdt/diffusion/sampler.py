@@ -1,4 +1,4 @@
-"""From noise to video: the sampling ODE solved by a `lax.scan`."""
+"""From noise to video: the sampling ODE, or SDE, solved by a `lax.scan`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from vdt.diffusion.given import frame_times
 from vdt.diffusion.guidance import guided
@@ -16,11 +16,14 @@ from vdt.diffusion.guidance import guided
 class Sampler:
   """method: "euler" (`steps` network evaluations) or "heun" (2 steps - 1; Algorithm 1 of arXiv:2206.00364).
 
-  guidance_scale: 1 = off. guidance_interval: the diffusion times between which guidance acts.
+  churn: fresh noise before each step, as in Algorithm 2 of the same, whose S_churn / N it is; 0 = deterministic. Later
+  steps can then mend what earlier ones got wrong. guidance_scale: 1 = off. guidance_interval: the diffusion times
+  between which guidance acts.
   """
 
   method: str = "euler"
   steps: int = 16
+  churn: float = 0.0
   guidance_scale: float = 1.0
   guidance_interval: tuple[float, float] = (0.0, 1.0)
 
@@ -29,34 +32,39 @@ class Sampler:
       raise ValueError(f"unknown sampler method {self.method!r}: choose euler or heun")
     if self.steps < 1:
       raise ValueError(f"sampler.steps is {self.steps}: take at least 1")
+    if self.churn < 0:
+      raise ValueError(f"sampler.churn is {self.churn}: take 0 for none, or more")
 
   def sample(
-    self,
-    diffusion: Any,
-    denoise: Callable,
-    noise: Float[Array, "b f h w c"],
-    x_given: Float[Array, "b f h w c"],
-    cond: dict,
+    self, diffusion: Any, denoise: Callable, keys: Key[Array, " b"], x_given: Float[Array, "b f h w c"], cond: dict
   ) -> Float[Array, "b f h w c"]:
-    """Videos made of `noise`, exactly `x_given` where `cond["given"]` is 1; `diffusion` has `grid` and `velocity`."""
+    """One video for each key, exactly `x_given` where `cond["given"]` is 1.
+
+    `diffusion` has `grid`, `velocity` and `renoise`. A video is a function of its own key, not of its neighbours.
+    """
     hidden = 1.0 - cond["given"]
     network = guided(denoise, self.guidance_scale, self.guidance_interval)
 
+    def noise(number: jax.Array | int) -> jax.Array:
+      draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), x_given.shape[1:])
+      return jax.vmap(draw)(keys)
+
     def drift(x: jax.Array, time: jax.Array) -> jax.Array:
       t = frame_times(jnp.full(x.shape[0], time), cond["given"])
-      return hidden * diffusion.velocity(network(x, time, t, cond).astype(jnp.float32), x, t)
+      raw = network(x, time, t, cond).astype(jnp.float32)
+      return hidden * diffusion.velocity(raw, x, t, cond["given"])
 
-    def euler(x: jax.Array, times: tuple) -> tuple[jax.Array, None]:
-      return x + (times[1] - times[0]) * drift(x, times[0]), None
+    def step(x: jax.Array, numbered: tuple, heun: bool = self.method == "heun") -> tuple[jax.Array, None]:
+      number, time, after = numbered
+      if self.churn:
+        fresh, time = diffusion.renoise(x, time, self.churn, noise(number))
+        x = jnp.where(hidden > 0, fresh, x)
+      slope = drift(x, time)
+      if heun:
+        slope = 0.5 * (slope + drift(x + (after - time) * slope, after))
+      return x + (after - time) * slope, None
 
-    def heun(x: jax.Array, times: tuple) -> tuple[jax.Array, None]:
-      before = drift(x, times[0])
-      after = drift(x + (times[1] - times[0]) * before, times[1])
-      return x + (times[1] - times[0]) * 0.5 * (before + after), None
-
-    x = jnp.where(hidden > 0, noise, x_given)
-    grid = diffusion.grid(self.steps)
-    if self.method == "euler":
-      return jax.lax.scan(euler, x, (grid[:-1], grid[1:]))[0]
-    x, _ = jax.lax.scan(heun, x, (grid[:-2], grid[1:-1]))
-    return euler(x, (grid[-2], grid[-1]))[0]
+    grid, numbers = diffusion.grid(self.steps), jnp.arange(1, self.steps + 1)
+    x = jnp.where(hidden > 0, noise(0), x_given)
+    x, _ = jax.lax.scan(step, x, (numbers[:-1], grid[:-2], grid[1:-1]))
+    return step(x, (numbers[-1], grid[-2], grid[-1]), heun=False)[0]  # at time 0 there is no second slope
