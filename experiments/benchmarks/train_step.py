@@ -7,17 +7,21 @@ S-sized, 8 frames of 16 x 16 x 4 latents, batch 2, float32. A step draws noise a
 its gradients, clips their norm, and applies AdamW and the moving average. The arms take turns, round after round, so
 that other work on the machine slows all of them alike; a figure is the median of its rounds. Arms: `vdt` is our default
 model (adaLN-Zero, RoPE + sin-cos, qk-norm); `vdt equal` has the peer's adaLN-single, sin-cos and no qk-norm:
-equal parameters and computation; `latte eager` and `latte compiled` are the peer, whose better figure counts.
+equal parameters and computation; `latte eager` and `latte compiled` are the peer, whose better figure counts. The
+profile says where the time of the equal arm's step goes, by kind of operation, summed over threads.
 """
 
 import argparse
+import collections
 import importlib.util
 import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,13 +47,27 @@ EQUAL = dict(pattern=((("space", "single"),), (("time", "single"),)), positions=
 SIDE = 2048  # of the square matrices that measure the peak
 
 
+KINDS = {  # the first pattern found in the name of an operation's source says what it is
+  r"bks|softmax|exp$|reduce_max": "attention",
+  r"dot_general": "matrix products",
+  r"rsqrt|integer_pow|square|reduce_sum": "norms and sums",
+  r"tanh|logistic": "GELU, SiLU",
+  r"transpose|concatenate|reshape|split|slice|broadcast|copy|pad|reduce_precision": "moving data",
+  r"": "other elementwise",
+}
+
+
 class Arm(NamedTuple):
-  """What is timed: `forward()` and `step()` each return when their work is done. parameters: how many."""
+  """What is timed: `forward()` and `step()` each return when their work is done. parameters: how many.
+
+  compiled: the text of our step as XLA compiled it.
+  """
 
   forward: Callable[[], None]
   step: Callable[[], None]
   parameters: int
   flops: float
+  compiled: Callable[[], str] | None = None
 
 
 def ours(**fields) -> Arm:
@@ -71,7 +89,8 @@ def ours(**fields) -> Arm:
 
   forward = lambda: jax.block_until_ready(apply(state.params, x, t, cond))
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
-  return Arm(forward, step, count, BATCH * model.flops(FRAMES, SIZE))
+  compiled = lambda: update.lower(state, batch).compile().as_text()
+  return Arm(forward, step, count, BATCH * model.flops(FRAMES, SIZE), compiled)
 
 
 def latte(compiled: bool, flops: float) -> Arm:
@@ -144,6 +163,27 @@ def peaks() -> dict[str, Callable[[], None]]:
   return {"jax": lambda: jax.block_until_ready(product(a, a)), "torch": lambda: b @ b}
 
 
+def profile(arm: Arm, steps: int = 3) -> dict[str, float]:
+  """The share of each kind of operation in the time that all threads spend on some steps, and on the optimizer's."""
+  text = arm.compiled()
+  source = dict(re.findall(r"%([\w.-]+) = .*?op_name=\"([^\"]*)\"", text))
+  nested = set(re.findall(r"%([\w.-]+) = [^=\n]* (?:while|call|conditional)\(", text))
+  seconds = collections.Counter()
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      for _ in range(steps):
+        arm.step()
+    (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+      for event in (event for line in plane.lines for event in line.events):
+        if "hlo_op" in dict(event.stats) and event.name not in nested:
+          name = source.get(event.name, "")
+          inside = "jvp(" in name  # the loss and its gradient; the rest is the optimizer's, and copies
+          kind = next(kind for pattern, kind in KINDS.items() if re.search(pattern, name.rpartition("closed_call")[2]))
+          seconds[kind if inside else "optimizer, average, copies"] += event.duration_ns
+  return {kind: spent / seconds.total() for kind, spent in seconds.most_common()}
+
+
 def timed(work: Callable[[], None], count: int) -> list[float]:
   """Seconds of `count` calls, after one that is not counted."""
   work()
@@ -183,7 +223,8 @@ def measure(rounds: int) -> dict:
       rows[name][kind] = figures | {"speed_over_peer": peer[kind] / median[name, kind]}
   machine = dict(cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0], processor=platform.machine())
   versions = dict(jax=jax.__version__, torch=torch.__version__)
-  return dict(rounds=rounds, machine=machine, versions=versions, peak_gflops=peak, arms=rows)
+  shares = profile(arms["vdt equal"])
+  return dict(rounds=rounds, machine=machine, versions=versions, peak_gflops=peak, arms=rows, profile=shares)
 
 
 def table(figures: dict) -> str:
@@ -199,8 +240,13 @@ def table(figures: dict) -> str:
     )
   peak = ", ".join(f"{name} {value:.0f}" for name, value in figures["peak_gflops"].items())
   machine = figures["machine"]
+  shares = ", ".join(f"{kind} {share:.0%}" for kind, share in figures["profile"].items())
   return "\n".join(
-    [*lines, f"float32 matmul peak, GFLOP/s: {peak}; {machine['cores']} cores, load {machine['load']:.1f}"]
+    [
+      *lines,
+      f"float32 matmul peak, GFLOP/s: {peak}; {machine['cores']} cores, load {machine['load']:.1f}",
+      f"the equal arm's step: {shares}",
+    ]
   )
 
 
