@@ -17,7 +17,8 @@ class Clips:
   """Clips of `frames` frames of `size` (height, width) from the TFDS array_record set at `data_dir`/`name`.
 
   Stored clips that are longer are cut at an offset drawn for each position in training, at their start elsewhere.
-  flip: mirror half of the training clips. Epochs are shuffled apart, the last batch of one runs into the next.
+  flip: mirror half of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs are
+  shuffled apart, the last batch of one runs into the next.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Clips:
   split: str = "train"
   seed: int = 0
   flip: bool = False
+  turn: bool = False
 
   @property
   def directory(self) -> str:
@@ -43,6 +45,8 @@ class Clips:
     info = self._builder.info
     if self.split not in info.splits:
       raise ValueError(f"{self.directory} has no split {self.split!r}: choose from {', '.join(info.splits)}")
+    if self.turn and self.size[0] != self.size[1]:
+      raise ValueError(f"data.turn needs square clips, not {tuple(self.size)}: set it to False")
     stored = (info.metadata["frames"], *info.metadata["size"])
     if self.frames > stored[0] or tuple(self.size) != stored[1:]:
       asked = (self.frames, *self.size)
@@ -121,7 +125,8 @@ class Clips:
     rng = np.random.default_rng([self.seed, position])
     start = rng.integers(clip.shape[0] - self.frames + 1)
     clip = clip[start : start + self.frames]
-    return clip[:, :, ::-1] if self.flip and rng.random() < 0.5 else clip
+    clip = clip[:, :, ::-1] if self.flip and rng.random() < 0.5 else clip
+    return np.rot90(clip, rng.integers(4), axes=(1, 2)) if self.turn else clip
 
   def clip(self, path: str) -> np.ndarray:
     """A user's video or picture file as the data set's clips were made: (f h w 3) uint8, at most `frames` frames."""

@@ -129,11 +129,6 @@ def ingest(
   return manifest
 
 
-def dataset_dir(out: str | os.PathLike) -> Path:
-  """The directory for `tfds.builder_from_directory`: `out` itself."""
-  return Path(out)
-
-
 def _partial(out: Path) -> Path:
   return out.with_name(out.name + ".partial")
 
@@ -185,7 +180,7 @@ def _stage(path: Path, settings: Settings, target: Path, stop: threading.Event) 
   found = {}
   with open(clips, "wb") as file:
     try:
-      for picture in video.frames(path, settings.fps, settings.size, progress):
+      for picture in _pictures(path, settings, progress):
         if stop.is_set():
           raise InterruptedError("stopped")
         window.append(picture)
@@ -207,6 +202,16 @@ def _stage(path: Path, settings: Settings, target: Path, stop: threading.Event) 
   temporary.write_text(json.dumps(found))
   os.replace(temporary, record)
   return found
+
+
+def _pictures(path: Path, settings: Settings, progress: video.Progress) -> Iterator[np.ndarray]:
+  """The frames of a file; what fails in reading it is its own fault, and not that of the disk that is written to."""
+  try:
+    yield from video.frames(path, settings.fps, settings.size, progress)
+  except OSError as error:
+    if isinstance(error, av.error.FFmpegError):
+      raise
+    raise video.VideoError(path, f"cannot be read: {error.strerror or error}") from error
 
 
 def _assemble(entries: list[dict], manifest: dict, stage: Path, build: Path) -> None:

@@ -12,7 +12,7 @@ gravity 0.345 px/frame^2 against 0.350 on real clips. Balls that are not intact 
 
 from data_pipelines.clips import SimulatedClips
 from vdt.config import AdamW, Config, Muon
-from vdt.diffusion import RectifiedFlow, Sampler, Tasks
+from vdt.diffusion import RectifiedFlow, Sampler, Tasks, resolution_shift
 from vdt.evals.memorisation import Memorisation
 from vdt.evals.motion import Motion
 from vdt.evals.physics import Physics
@@ -25,7 +25,7 @@ def get_config(variant: str = "full") -> Config:
     steps=100_000,
     data=SimulatedClips(name="bouncing64", frames=16, size=(64, 64), batch_size=64),
     model=TransformerConfig.sized("S", patch=(1, 4, 4), classes=4),
-    diffusion=RectifiedFlow(),
+    diffusion=RectifiedFlow(shift=resolution_shift(tokens=16 * 16 * 16, base_tokens=32 * 32)),  # as an image of 32 x 32
     tasks=Tasks(generation=0.7, prediction=0.2, interpolation=0.1),
     sampler=Sampler(method="heun", steps=16),
     optimizer=AdamW(lr=2e-4, warmup=1_000),

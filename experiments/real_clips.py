@@ -43,9 +43,15 @@ def get_config(variant: str = "full") -> Config:
     case "tiny":
       config.data = Clips(name="real_clips", frames=8, size=(32, 32), batch_size=8, flip=True)
       config.model = TransformerConfig(
-        depth=4, width=128, heads=4, patch=(1, 4, 4), pattern=(("space", "time"),), remat="dots", dtype="float32"
+        depth=4,
+        width=128,
+        heads=4,
+        patch=(1, 4, 4),
+        pattern=(("space", "time"),),
+        remat="dots",
+        dtype="float32",
       )
-      config.diffusion = RectifiedFlow(shift=3.0, prediction="change")
+      config.diffusion = RectifiedFlow(shift=3.0, prediction="x0", anomaly=4.0)
       config.tasks = Tasks(prediction=1.0)
       config.steps, config.log_every, config.save_every = 1_500, 10, 250
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)

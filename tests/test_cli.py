@@ -51,7 +51,6 @@ def fails(capsys, *argv):
     ({"mesh.data": 3}, "data.batch_size 8 is not a multiple of mesh.data x mesh.fsdp = 3"),
     ({"mesh.tensor": 16}, "needs 16 devices, there are 8"),
     ({"mesh.fsdp": 0}, "an axis has at least 1 device"),
-    ({"mesh.sequence": 2}, "no array is split over it yet"),
     ({"model.heads": 0}, "model.heads is 0: at least 1"),
     ({"model.patch": "(1, 0, 4)"}, "does not divide into patches (1, 0, 4)"),
     ({"diffusion.prediction": "velocty"}, "unknown prediction 'velocty'"),

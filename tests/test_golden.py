@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 from short import get_config
 
@@ -15,8 +18,13 @@ GOLDEN = Path(__file__).parent / "golden.json"
 def test_a_golden_training_step(tmp_path, data_dir, request):
   config = get_config()
   config.data.data_dir, config.mesh.data, config.steps, config.log_every = data_dir, 1, 3, 1
-  train(config, str(tmp_path))
-  found = [{name: row[name] for name in ("step", "loss", "grad_norm")} for row in read_rows(str(tmp_path))]
+  state = train(config, str(tmp_path))
+  found = [
+    {name: row[name] for name in ("step", "loss", "grad_norm", "learning_rate")} for row in read_rows(str(tmp_path))
+  ]
+  apart = jax.tree.map(jnp.subtract, state.params, state.ema)
+  norms = {"params": state.params, "ema": state.ema, "params - ema": apart, "opt": state.opt}
+  found.append({name: float(optax.tree.norm(tree)) for name, tree in norms.items()})
   if request.config.getoption("--write-golden"):
     GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
   wanted = json.loads(GOLDEN.read_text())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from short import get_config
 
@@ -21,6 +22,7 @@ from vdt.writer import TIMINGS
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
+TORN = "*.orbax-checkpoint-tmp"
 EVAL = "loss/generation/mean"
 
 
@@ -51,8 +53,6 @@ def finish(workdir, data_dir, **fields):
 
 def saved(workdir):
   """Every array of the last checkpoint, by path."""
-  import orbax.checkpoint as ocp
-
   with Checkpointer(str(workdir), create=False) as checkpoints:
     assert checkpoints.newest == STEPS
     return jax.tree.leaves(checkpoints.manager.restore(STEPS, args=ocp.args.StandardRestore()))
@@ -94,15 +94,15 @@ SLOW = pytest.mark.slow
 def test_killed_at_the_start_in_steps_and_in_the_middle_of_saves(whole, tmp_path, data_dir, seed):
   rng, in_save = random.Random(seed), 0
   for kill in range(6):
-    process = start(tmp_path, data_dir)
-    begun = last_step(tmp_path)
-    target = begun + rng.randint(2, 5)
-    deadline = time.monotonic() + 200
     checkpoints = tmp_path / "checkpoints"
+    left = set(checkpoints.glob(TORN))  # by the kill before: not a save of this process
+    target = last_step(tmp_path) + rng.randint(2, 5)
+    process = start(tmp_path, data_dir)
+    deadline = time.monotonic() + 200
     try:
       while process.poll() is None and time.monotonic() < deadline:
-        torn = list(checkpoints.glob("*.orbax-checkpoint-tmp")) if checkpoints.exists() else []
-        starting = kill == 0 and (tmp_path / "config.json.new").exists()
+        torn = set(checkpoints.glob(TORN)) - left
+        starting = kill == 0 and (tmp_path / "config.json").exists()
         if starting or (kill % 2 and torn) or (kill and not kill % 2 and last_step(tmp_path) >= target):
           process.send_signal(signal.SIGKILL)
           in_save += bool(torn)
@@ -139,8 +139,17 @@ def test_weights_of_eight_devices_start_a_run_on_one(whole, tmp_path, data_dir):
   sharded.data.data_dir, sharded.steps, sharded.save_every = data_dir, 2, 2
   sharded.mesh = Mesh(data=2, fsdp=4)
   train(sharded, str(tmp_path / "sharded"))
-  code, _, err = finish(tmp_path / "run", data_dir, steps=2, init_from=tmp_path / "sharded")
+  code, _, err = finish(tmp_path / "run", data_dir, steps=2, save_every=1, init_from=tmp_path / "sharded")
   assert code == 0 and "step 2:" in err and "missing: none" in err and "other shape: none" in err, err
+  restore = lambda checkpoints, step: checkpoints.manager.restore(step, args=ocp.args.StandardRestore())
+  with Checkpointer(str(tmp_path / "sharded"), create=False) as checkpoints:
+    theirs = restore(checkpoints, 2)["ema"]
+  with Checkpointer(str(tmp_path / "run"), create=False) as checkpoints:
+    ours = restore(checkpoints, 1)
+  rate = 1e-3 / 5  # of the first step; AdamW moves nothing by more, and the average less
+  for name, bound in (("params", 1.01 * rate), ("ema", 0.91 * rate)):
+    for mine, other in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(theirs), strict=True):
+      assert 0 < np.abs(mine - other).max() < bound
 
 
 def test_a_trace_goes_on_when_its_run_does(tmp_path, data_dir):

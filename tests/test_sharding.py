@@ -17,12 +17,14 @@ from vdt.train import make_update
 OPTIMIZERS = {"adamw": AdamW(lr=1e-3, warmup=5), "muon": Muon(lr=1e-3, warmup=5)}
 
 
-def steps(data_dir, optimizer="adamw", **axes):
+def steps(data_dir, optimizer="adamw", axes=(), micro_batches=1, **model):
   """The state after three training steps on a mesh."""
   config = get_config()
+  config.micro_batches = micro_batches
   config.optimizer = OPTIMIZERS[optimizer]
-  config.data.data_dir, config.model.heads = data_dir, 4
-  config.tasks, config.mesh = Tasks(generation=1.0, prediction=1.0), Mesh(**{"data": 1, **axes})
+  config.data.data_dir, config.data.frames = data_dir, model.pop("frames", 8)
+  config.model = dataclasses.replace(config.model, **{"heads": 4, **model})
+  config.tasks, config.mesh = Tasks(generation=1.0, prediction=1.0), Mesh(**{"data": 1, **dict(axes)})
   mesh, network = config.build()
   optimizer = config.optimizer.build()
   new_state = partial(checkpoint.new_state, network, optimizer, jax.random.key(0))
@@ -41,15 +43,46 @@ def single(request, data_dir):
   return request.param, jax.device_get(steps(data_dir, request.param))
 
 
-@pytest.mark.parametrize("axes", [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def assert_same(state, expected):
+  """Every array within 1e-5 of its own largest value."""
+  found = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+  for (path, mine), theirs in zip(found, jax.tree.leaves(expected), strict=True):
+    scale = np.abs(theirs).max()
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * scale, err_msg=sharding.path_name(path))
+
+
+@pytest.mark.parametrize("axes", [dict(), dict(data=2, fsdp=2)], ids=str)
+def test_a_batch_in_parts_is_the_batch(single, data_dir, axes):
+  """Micro-batches slice the batch's noise, they draw none of their own."""
+  optimizer, expected = single
+  assert_same(steps(data_dir, optimizer, axes, micro_batches=2), expected)
+
+
+MESHES = [
+  dict(data=8),
+  dict(fsdp=8),
+  dict(sequence=8),
+  dict(tensor=4),
+  dict(data=2, fsdp=2, tensor=2),
+  dict(fsdp=2, sequence=2, tensor=2),
+]
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_sharded_is_single_device(single, data_dir, axes):
   optimizer, expected = single
-  state = steps(data_dir, optimizer, **axes)
+  state = steps(data_dir, optimizer, axes)
   kernel = state.params["pattern"]["blocks"][0]["mlp"]["body"]["up"]["kernel"]
   parts = axes.get("fsdp", 1) * axes.get("tensor", 1)
   assert kernel.addressable_shards[0].data.size * parts == kernel.size, "the parameters are split"
-  for mine, theirs in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+  assert_same(state, expected)
+
+
+@pytest.mark.parametrize("pattern", [(("time", "joint"), ("space",)), (("causal", "space"),)], ids=str)
+@pytest.mark.parametrize("frames", [8, 5])
+def test_every_pattern_over_sequence_also_with_frames_that_do_not_divide(data_dir, pattern, frames):
+  model = dict(pattern=pattern, frames=frames)
+  assert_same(steps(data_dir, axes=dict(data=2, sequence=4), **model), jax.device_get(steps(data_dir, **model)))
 
 
 def test_the_table():

@@ -23,9 +23,9 @@ class Poisoned(RectifiedFlow):
 
   labels: tuple[int, ...] = ()
 
-  def loss(self, denoise, key, x0, cond):
+  def losses(self, denoise, x0, noise, t, cond):
     hit = jnp.isin(cond["label"], jnp.array(self.labels)).any()
-    return jnp.where(hit, jnp.nan, super().loss(denoise, key, x0, cond))
+    return jnp.where(hit, jnp.nan, super().losses(denoise, x0, noise, t, cond))
 
 
 def config(data_dir, labels, steps):
@@ -66,16 +66,21 @@ def test_a_run_of_steps_that_are_not_finite_ends(tmp_path, data_dir):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 77), (signal.SIGINT, 130)])
 def test_a_signal_waits_for_the_step_and_after_the_last_one_ends_at_once(number, code):
-  with Stop() as stop:
-    os.kill(os.getpid(), number)
-    assert stop.signal == number
-    with pytest.raises(SystemExit) as came_before:
-      stop.end_at_once()
-  with Stop() as stop:
-    stop.end_at_once()
-    with pytest.raises(SystemExit) as came_after:
-      os.kill(os.getpid(), number)
-  assert came_before.value.code == came_after.value.code == code
+  codes = []
+  for where in ("before", "in the loop", "in an eval", "before an eval", "after"):
+    with pytest.raises(SystemExit) as left, Stop() as stop:
+      kill = lambda here, where=where: os.kill(os.getpid(), number) if here == where else None
+      kill("before")
+      with stop.wait():
+        kill("in the loop")
+        assert stop.signal == (number if where == "in the loop" else None), "the loop saves first"
+        kill("before an eval")
+        with stop.at_once():
+          kill("in an eval")
+          assert where == "after", "an eval is not waited for"
+      kill("after")
+    codes.append(left.value.code)
+  assert codes == [code] * 5
 
 
 def test_evals_are_checked_against_what_is_held_out_before_training(data_dir):

@@ -33,16 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     globals()[verb](rest)
   except KeyboardInterrupt:
     sys.exit(130)
-  except (
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    ImportError,
-    OSError,
-    flags.Error,
-  ) as error:
+  except Exception as error:
     if "VDT_TRACEBACK" in os.environ:
       raise
     kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "

@@ -60,8 +60,6 @@ class Mesh:
     """ValueError if the axes do not fit the devices there are."""
     if min(self.fsdp, self.sequence, self.tensor) < 1 or self.data == 0:
       raise ValueError(f"mesh {dataclasses.asdict(self)}: an axis has at least 1 device, or -1 for data: all the rest")
-    if self.sequence > 1:
-      raise ValueError(f"mesh.sequence is {self.sequence}: no array is split over it yet, leave it at 1")
     devices = jax.device_count()
     rest = self.fsdp * self.sequence * self.tensor
     data = devices // rest if self.data == -1 else self.data
@@ -93,10 +91,13 @@ class AdamW:
     return self.lr * jax.numpy.clip(jax.numpy.minimum(rising, falling), 0.0, 1.0)
 
   def build(self) -> optax.GradientTransformation:
+    """Updates for a learning rate of 1: the training step multiplies them by `schedule` of its own step."""
+    if min(self.lr, self.clip) <= 0 or min(self.warmup, self.decay, self.weight_decay) < 0:
+      raise ValueError(f"{self}: lr and clip are above 0, warmup, decay and weight_decay at least 0")
     return optax.chain(optax.clip_by_global_norm(self.clip), self.rule())
 
   def rule(self) -> optax.GradientTransformation:
-    return optax.adamw(self.schedule, self.b1, self.b2, weight_decay=self.weight_decay)
+    return optax.adamw(1.0, self.b1, self.b2, weight_decay=self.weight_decay)
 
 
 @dataclasses.dataclass
@@ -115,7 +116,7 @@ class Muon(AdamW):
     names = lambda path: [str(getattr(key, "key", key)) for key in path]
     inside = lambda path: names(path)[0] == "pattern" and names(path)[-1] == "kernel"
     return optax.contrib.muon(
-      self.schedule,
+      1.0,
       adam_b1=self.b1,
       adam_b2=self.b2,
       weight_decay=self.weight_decay,
@@ -130,8 +131,9 @@ class Config:
   """One experiment. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
 
   cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights, warmed
-  up as min(ema, (1 + step) / (10 + step)). init_from: a workdir whose average weights start this run. profile: "A:B"
-  traces the steps after A, up to B.
+  up as min(ema, (1 + step) / (10 + step)). micro_batches: the parts in which a batch is worked off, one after the
+  other, to need less memory; noise and times stay the batch's. init_from: a workdir whose average weights start this
+  run. profile: "A:B" traces the steps after A, up to B.
   """
 
   steps: int
@@ -146,6 +148,7 @@ class Config:
   seed: int = 0
   ema: float = 0.9999
   cond_drop: float = 0.1
+  micro_batches: int = 1
   log_every: int = 50
   save_every: int = 1_000
   keep: int = 3
@@ -158,6 +161,10 @@ class Config:
       dataclasses.replace(part)  # made anew, it checks what was set from the command line
     if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
       raise ValueError("steps, log_every, save_every and keep must be at least 1")
+    if not (0 <= self.cond_drop <= 1 and 0 <= self.ema < 1):
+      raise ValueError(f"cond_drop {self.cond_drop} is a share, ema {self.ema} a decay: at least 0, and below 1")
+    if self.data.batch_size < 1:
+      raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     if self.profile:
       try:
         first, last = (int(part) for part in self.profile.split(":"))
@@ -187,12 +194,16 @@ class Config:
       )
     mesh = self.mesh.build()
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if self.data.batch_size % parts:
-      raise ValueError(f"data.batch_size {self.data.batch_size} is not a multiple of mesh.data x mesh.fsdp = {parts}")
+    if self.micro_batches < 1 or self.data.batch_size % (parts * self.micro_batches):
+      raise ValueError(
+        f"data.batch_size {self.data.batch_size} is not a multiple of mesh.data x mesh.fsdp = {parts} times "
+        f"micro_batches = {self.micro_batches}, which is at least 1"
+      )
     return mesh, self.model.build(self.data.frames, tuple(self.data.size), dict(mesh.shape))
 
 
-RESUMABLE = ("steps", "mesh", "evals", "sampler", "log_every", "save_every", "keep", "profile")
+RATES = ("optimizer.lr", "optimizer.warmup", "optimizer.decay")
+RESUMABLE = ("steps", "mesh", "micro_batches", "evals", "sampler", "log_every", "save_every", "keep", "profile", *RATES)
 """Fields that a run may change when it is resumed; with any other it would be another run."""
 
 

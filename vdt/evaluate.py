@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import sys
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
     )
     return videos.reshape(count, repeats, *videos.shape[1:])
 
-  run = Run(partial(network.apply, params), config.diffusion, config.model.patch[0], data, sample)
+  run = Run(network.apply, params, config.diffusion, config.model.patch[0], data, sample)
   return {name: each(run) for name, each in evals.items()}
 
 

@@ -108,6 +108,8 @@ def run(
   clips = first(held_out, count)
   videos, labels = clips["video"], clips["label"]
   if label is not None:
+    if not config.model.classes:
+      raise ValueError(f"--label {label}: this model was trained without labels (model.classes is 0), leave it out")
     if label not in held_out.labels():
       raise ValueError(f"unknown label {label!r}: choose from {', '.join(held_out.labels())}")
     labels = np.full(count, held_out.labels().index(label), np.int32)
@@ -130,6 +132,8 @@ def run(
     )
   folder = epath.Path(out or f"{workdir}/samples")
   folder.mkdir(parents=True, exist_ok=True)
+  for old in (*folder.glob("[0-9][0-9][0-9][0-9].mp4"), *folder.glob("[0-9][0-9][0-9][0-9].webp")):
+    old.unlink()  # of a larger count
   made = video.to_uint8(made)
   for number, each in enumerate(made):
     (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, held_out.fps()))

@@ -1,7 +1,9 @@
 """The training loop, one for every task: config, state, update, loop."""
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -28,37 +30,55 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   SystemExit(77) after SIGTERM and (130) after SIGINT, with everything saved. FloatingPointError after 20 non-finite
   steps in a row. ValueError, FileNotFoundError or OSError for what cannot be trained, before the first step.
   """
-  mesh, network = config.build()
-  workdirs.claim(workdir, config, origin)
-  optimizer = config.optimizer.build()
-  init_key, train_key = jax.random.split(jax.random.key(config.seed))
-  new_state = partial(checkpoint.new_state, network, optimizer, init_key)
+  with Stop() as stop:
+    mesh, network = config.build()
+    workdirs.claim(workdir, config, origin)
+    optimizer = config.optimizer.build()
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    new_state = partial(checkpoint.new_state, network, optimizer, init_key)
 
-  with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints, Stop() as stop:
-    like = sharding.place(jax.eval_shape(new_state), mesh)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, like)
-    fresh = checkpoints.newest is None
-    state = checkpoints.restore_or(jax.jit(new_state, out_shardings=placed), like)
-    if config.init_from and fresh:
-      params, report = checkpoint.init_from(state.params, config.init_from)
-      state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-      print(report, file=sys.stderr)
-    update = jax.jit(make_update(config, network, optimizer, train_key), donate_argnums=0, out_shardings=(placed, None))
-    start = int(state.step)
-    flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
-    with writer.Writer(workdir, start, config.steps, flops, mesh.size) as log:
-      state = loop(config, network, mesh, state, update, log, checkpoints, stop, workdir)
-      stop.end_at_once()
-      tables = evaluate(config, network, state.ema, config.evals)
-      written = [name for row in writer.read_rows(workdir) if row["step"] == config.steps for name in row]
-      if final := {name: value for name, value in flat(tables).items() if name not in written}:
-        log.write({"step": config.steps, **final})
-    print(write_report(config, network, state.ema, tables, workdir))
+    with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints:
+      like = sharding.place(jax.eval_shape(new_state), mesh)
+      placed = jax.tree.map(lambda leaf: leaf.sharding, like)
+      fresh = checkpoints.newest is None
+      state = checkpoints.restore_or(jax.jit(new_state, out_shardings=placed), like)
+      if config.init_from and fresh:
+        params, report = checkpoint.init_from(state.params, config.init_from)
+        state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+        print(report, file=sys.stderr)
+      update = make_update(config, network, optimizer, train_key)
+      update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
+      flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
+      with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
+        with stop.wait():
+          state = loop(config, network, mesh, state, update, log, checkpoints, stop, workdir)
+        tables = evaluate(config, network, state.ema, config.evals)
+        if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
+          log.write({"step": config.steps, **final})
+      print(write_report(config, network, state.ema, tables, workdir))
   return state
+
+
+def written(workdir: str, step: int) -> set[str]:
+  """The columns that the metrics of `step` have."""
+  return {name for row in writer.read_rows(workdir) if row["step"] == step for name in row}
 
 
 def make_update(config: Config, network: Network, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
   """`state, metrics = update(state, batch)`: one training step, a function of the state, the batch and the seed."""
+
+  @jax.value_and_grad
+  def whole(params: Any, batch: tuple) -> jax.Array:
+    return config.diffusion.losses(partial(network.apply, params), *batch).mean()
+
+  def gradients(params: Any, batch: tuple) -> tuple[jax.Array, Any]:
+    """Loss and gradients, a micro-batch at a time: every `micro_batches`-th row, so that all devices have some."""
+    if (count := config.micro_batches) == 1:
+      return whole(params, batch)
+    parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, whole(params, part)), None)
+    total, _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), parts)
+    return jax.tree.map(lambda x: x / count, total)
 
   def update(state: State, batch: dict) -> tuple[State, dict]:
     step_key = jax.random.fold_in(train_key, state.step)  # resuming needs no saved RNG
@@ -68,10 +88,11 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
     null = guidance.drop(k_drop, x0.shape[0], config.cond_drop)
     cond = {"given": given, "label": batch["label"], "null": null}
 
-    loss_fn = lambda params: config.diffusion.loss(partial(network.apply, params), k_loss, x0, cond)
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    noise, t = config.diffusion.draw(k_loss, x0)
+    loss, grads = gradients(state.params, (x0, noise, t, cond))
     updates, opt = optimizer.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
+    rate = config.optimizer.schedule(state.step)
+    params = jax.tree.map(lambda param, change: param + rate * change, state.params, updates)
     decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
 
@@ -79,7 +100,6 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     params, ema, opt = keep((params, ema, opt), (state.params, state.ema, state.opt))
-    rate = config.optimizer.schedule(state.step)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite}
     return State(params, ema, opt, state.step + 1), metrics
 
@@ -98,7 +118,18 @@ def loop(
   workdir: str,
 ) -> State:
   """From `state` to `config.steps`: read, update, save, evaluate; see `train` for how it ends early."""
+
+  def evaluate_due(step: int) -> None:
+    """What `every` asks for at `step`, if it is not there. All is saved: a signal ends it, and resuming makes it."""
+    columns = written(workdir, step)
+    due = {name: each for name, each in config.evals.items() if each.every and step % each.every == 0}
+    due = {name: each for name, each in due.items() if not any(column.startswith(f"{name}/") for column in columns)}
+    if due and 0 < step < config.steps:
+      with stop.at_once(), log.paused():
+        log.write({"step": step, **flat(evaluate(config, network, state.ema, due))})
+
   start = int(state.step)
+  evaluate_due(start)
   batches = config.data.batches(start, jax.process_index(), jax.process_count())
   first, last = map(int, config.profile.split(":")) if config.profile else (-1, -1)
   tracing, bad, pending = False, 0, None
@@ -117,15 +148,12 @@ def loop(
       jax.profiler.stop_trace()
       tracing = False
       log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
-    due = {name: each for name, each in config.evals.items() if each.every and done % each.every == 0}
-    saving = done % config.save_every == 0 or done == config.steps or stopped
-    if due or saving:  # all rows up to a checkpoint are written before it is
-      bad, pending = settle(config, log, pending, bad), None
-    if due and done < config.steps:
-      with log.paused():
-        log.write({"step": done, **flat(evaluate(config, network, state.ema, due))})
-    if saving:
+    due = any(each.every and done % each.every == 0 for each in config.evals.values())
+    if due or done % config.save_every == 0 or done == config.steps or stopped:
+      bad, pending = settle(config, log, pending, bad), None  # all rows up to a checkpoint are written before it is
       checkpoints.save(state, wait=bool(stopped))
+    if due and not stopped:
+      evaluate_due(done)
     log.bar.update()
     if stopped:
       log.say(f"stopped by {stopped.name} at step {done}: everything is saved, run again to go on")
@@ -151,11 +179,11 @@ def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) 
 
 
 class Stop:
-  """SIGTERM and SIGINT, as `signal` for the loop to look at, instead of an end in the middle of a step."""
+  """SIGTERM and SIGINT: they end the program where it is, with its exit code, but for `wait`, where `signal` is set."""
 
   def __init__(self):
     self.signal: signal.Signals | None = None
-    self.at_once = False
+    self.waits = False
 
   def __enter__(self) -> "Stop":
     self.before = {each: signal.signal(each, self.catch) for each in (signal.SIGTERM, signal.SIGINT)}
@@ -166,15 +194,27 @@ class Stop:
       signal.signal(each, handler)
 
   def catch(self, number: int, frame: Any) -> None:
+    again = self.signal == number == signal.SIGINT  # somebody at a terminal will not wait for the step
     self.signal = signal.Signals(number)
-    if self.at_once:
+    if again or not self.waits:
       self.leave()
 
-  def end_at_once(self) -> None:
-    """Everything is saved: from now on a signal, or one that came already, ends the program where it is."""
-    self.at_once = True
-    if self.signal:
+  @contextlib.contextmanager
+  def wait(self, waits: bool = True) -> Iterator[None]:
+    """Inside, a signal waits for the loop to look at it. One that came is obeyed at the end."""
+    before, self.waits = self.waits, waits
+    if self.signal and not waits:
       self.leave()
+    try:
+      yield
+    finally:
+      self.waits = before
+    if self.signal and not before:
+      self.leave()
+
+  def at_once(self) -> contextlib.AbstractContextManager:
+    """Inside `wait`: what is done here may be cut off."""
+    return self.wait(False)
 
   def leave(self) -> None:
     sys.exit(RESTART if self.signal == signal.SIGTERM else INTERRUPTED)

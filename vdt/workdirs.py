@@ -36,18 +36,28 @@ def environment() -> dict[str, str]:
 def claim(workdir: str, config: Config, origin: list[str] | None) -> None:
   """Makes `workdir` this run's and writes config.json; `origin` is the flags that name its experiment.
 
-  A workdir that holds another run is refused (ValueError), so is one that cannot be written (OSError).
+  A workdir that holds checkpoints of another run is refused (ValueError), so is one that cannot be written (OSError).
+  Going on with other sources than those it was begun with is told on stderr.
   """
   path = epath.Path(workdir)
   resolved = json.loads(json.dumps(to_dict(config)))
   try:
     path.mkdir(parents=True, exist_ok=True)
-    if (path / "config.json").exists():
+    now = environment()
+    if (path / "config.json").exists() and saved(path):
       refuse_another(workdir, config)
-    content = {"origin": origin or [], "config": resolved, "environment": environment()}
+      if (before := read(workdir)["environment"]).get("sources") != now["sources"]:
+        print(f"{workdir} was made by sources {before.get('sources')}, these are {now['sources']}", file=sys.stderr)
+    content = {"origin": origin or [], "config": resolved, "environment": now}
     rewrite(path / "config.json", json.dumps(content, indent=2))
   except OSError as error:
     raise OSError(f"workdir {workdir} cannot be written ({error.strerror or error}): name another --workdir") from error
+
+
+def saved(path: epath.Path) -> bool:
+  """Whether a checkpoint is there, complete: Orbax gives one its name, the step, when it is."""
+  folder = path / "checkpoints"
+  return folder.exists() and any(child.name.isdigit() for child in folder.iterdir())
 
 
 def rewrite(path: epath.Path, text: str) -> None:
@@ -72,7 +82,7 @@ def read(workdir: str) -> dict[str, Any]:
 def refuse_another(workdir: str, config: Config) -> None:
   """ValueError naming the fields of `config`, but for RESUMABLE ones, in which the run in `workdir` differs from it."""
   changes = differences(read(workdir)["config"], json.loads(json.dumps(to_dict(config))))
-  changes = {name: pair for name, pair in changes.items() if name.split(".")[0] not in RESUMABLE}
+  changes = {name: pair for name, pair in changes.items() if not {name, name.split(".")[0]} & {*RESUMABLE}}
   if changes:
     listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
     raise ValueError(f"{workdir} holds a run of another config ({listed}): change it back, or name another --workdir")

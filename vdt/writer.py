@@ -28,7 +28,7 @@ class Writer:
     self.path = epath.Path(workdir) / "metrics.jsonl"
     rows = [row for row in read_rows(workdir) if row["step"] <= step]
     rewrite(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-    self.events = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)
+    self.events = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1)
     self.flops, self.peak = flops, device_peak() * devices
     self.bar = tqdm.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, file=sys.stderr)
     self.last = (step, time.perf_counter())

@@ -64,6 +64,12 @@ def test_crops_and_flips_are_keyed_by_the_position(clips):
     for a, b in zip(clips.batch(step)["video"], plain.batch(step)["video"])
   ]
   assert 0.3 < np.mean(flipped) < 0.7
+  turned = dataclasses.replace(plain, turn=True)
+  turns = [
+    [np.array_equal(np.rot90(a, k, axes=(1, 2)), b) for k in range(4)]
+    for a, b in zip(plain.batch(0)["video"], turned.batch(0)["video"])
+  ]
+  assert all(map(any, turns)) and len({each.index(True) for each in turns}) > 2
   test = dataclasses.replace(clips, split="test", frames=8)
   start = dataclasses.replace(clips, split="test", frames=5)
   np.testing.assert_array_equal(test.batch(0)["video"][:, :5], start.batch(0)["video"])

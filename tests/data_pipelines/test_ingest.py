@@ -82,7 +82,7 @@ def rotated(source, target, matrix):
 def read(out, split):
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(ingest.dataset_dir(out))
+  builder = tfds.builder_from_directory(out)
   return {clip["id"].decode(): clip for clip in builder.as_data_source(split)}, builder.info
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from vdt.diffusion import RectifiedFlow, Sampler
 from vdt.diffusion.flow import resolution_shift
-from vdt.diffusion.given import nearest_given, plan
+from vdt.diffusion.given import plan
 from vdt.diffusion.guidance import guided, null_cond
 
 MEAN, STD = 0.7, 0.3
@@ -62,28 +62,38 @@ def test_renoising_makes_the_later_time_of_the_same_path():
   assert RectifiedFlow().renoise(first, jnp.float32(1.0), 0.5, second)[1] == 1.0
 
 
-@pytest.mark.parametrize("task", ["prediction", "completion", "generation"])
-def test_all_predictions_are_of_one_velocity(task):
-  """The same loss from each, in particular the same weight for every time; given frames, at t = 0, do no harm."""
+def test_predicting_x0_is_predicting_velocity():
+  """The same loss from either, in particular the same weight for every time; given frames, at t = 0, do no harm."""
   x0, noise = MEAN + STD * jax.random.normal(jax.random.key(0), (2, 4, 8, 4, 4, 3))
-  cond = {"given": plan(task, jax.random.key(1), x0.shape[:4])}
-  change = lambda x, t, cond: gaussian_x0(x, t, cond) - nearest_given(x, cond["given"])
-  denoisers = {"velocity": gaussian, "x0": gaussian_x0, "change": change}
+  given = plan("prediction", jax.random.key(1), x0.shape[:4])
   for t in (0.06, 0.5, 1.0):
-    loss = {
-      prediction: RectifiedFlow(prediction=prediction).losses(denoise, x0, noise, jnp.full(4, t), cond)
-      for prediction, denoise in denoisers.items()
-    }
-    np.testing.assert_allclose(loss["x0"], loss["velocity"], rtol=2e-4)
-    np.testing.assert_allclose(loss["change"], loss["velocity"], rtol=2e-4)
+    loss = [
+      RectifiedFlow(prediction=prediction).losses(denoise, x0, noise, jnp.full(4, t), {"given": given})
+      for prediction, denoise in (("velocity", gaussian), ("x0", gaussian_x0))
+    ]
+    np.testing.assert_allclose(*loss, rtol=2e-4)
 
 
-def test_no_change_copies_the_last_given_frame():
-  x0 = jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 3))
+@pytest.mark.parametrize("task", ["prediction", "completion", "generation"])
+def test_anomalies_depend_on_what_was_given_alone_and_lead_back(task):
+  flow, x0 = RectifiedFlow(anomaly=4.0), jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 3))
+  given = plan(task, jax.random.key(2), x0.shape[:4], 1, 2)
+  y, absolute = flow.relative(x0, given)
+  np.testing.assert_allclose(absolute(y), x0, atol=1e-5)
+  other, _ = flow.relative(jnp.where(given > 0, x0, 9.0), given)
+  np.testing.assert_array_equal(jnp.where(given > 0, other, y), y)
+  known = jnp.broadcast_to(given.max(1, keepdims=True), x0.shape) > 0
+  spread = lambda x: np.asarray(x.std(1, keepdims=True) * jnp.ones_like(x))
+  np.testing.assert_allclose(spread(y)[known], 4 * spread(x0)[known], rtol=1e-4)
+  np.testing.assert_array_equal(y[~known], x0[~known])
+
+
+def test_a_network_that_foresees_no_anomaly_gives_the_mean_of_what_was_given():
+  x0, still = jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 3)), lambda x, t, cond: jnp.zeros_like(x)
   cond = {"given": plan("prediction", jax.random.key(2), x0.shape[:4], 1, 2)}
-  still = lambda x, t, cond: jnp.zeros_like(x)
-  x = Sampler("heun", 4).sample(RectifiedFlow(prediction="change"), still, KEYS[:2], x0, cond)
-  np.testing.assert_allclose(x, x0[:, [0, 1, 1, 1]], atol=1e-6)
+  x = Sampler("heun", 4).sample(RectifiedFlow(prediction="x0", anomaly=4.0), still, KEYS[:2], x0, cond)
+  np.testing.assert_allclose(x[:, 2:], jnp.repeat(x0[:, :2].mean(1, keepdims=True), 2, axis=1), atol=1e-5)
+  np.testing.assert_array_equal(x[:, :2], x0[:, :2])
 
 
 def test_network_evaluations_are_counted_and_heun_ends_with_euler():

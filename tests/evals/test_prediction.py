@@ -112,5 +112,5 @@ def test_impossible_settings_are_refused():
   parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None) | {"data": data.get}
   with pytest.raises(ValueError, match="give 1 to 5"):
     Prediction(given_frames=6)(Run(**parts))
-  with pytest.raises(ValueError, match="at least 2 samples"):
-    Prediction(repeats=1)(Run(**parts))
+  with pytest.raises(ValueError, match="at least 2 repeats"):
+    Prediction(repeats=1)

@@ -19,7 +19,8 @@ class Clips:
 
 
 def table(denoise, **fields):
-  return ValLoss(count=8, bins=4, **fields)(Run(denoise, RectifiedFlow(), 1, lambda split: Clips(), None))
+  apply = lambda params, x, t, cond: denoise(x, t, cond)
+  return ValLoss(count=8, bins=4, **fields)(Run(apply, {}, RectifiedFlow(), 1, lambda split: Clips(), None))
 
 
 def test_a_network_of_known_error_has_known_losses():

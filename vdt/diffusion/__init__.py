@@ -1,7 +1,7 @@
 """Mathematics of diffusion. Knows no network: it meets one only as `denoise(x, t, cond)`."""
 
-from vdt.diffusion.flow import RectifiedFlow
+from vdt.diffusion.flow import RectifiedFlow, resolution_shift
 from vdt.diffusion.given import TASKS, Tasks
 from vdt.diffusion.sampler import Sampler
 
-__all__ = ["TASKS", "RectifiedFlow", "Sampler", "Tasks"]
+__all__ = ["TASKS", "RectifiedFlow", "Sampler", "Tasks", "resolution_shift"]

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vdt.diffusion.given import frame_times, nearest_given
+from vdt.diffusion.given import frame_times, mean_given
 
-PREDICTIONS = ("velocity", "x0", "change")
 SMALLEST = 0.05
 """Time below which the loss of a predicted x0 no longer grows as 1 / t^2 (section 4 of arXiv:2511.13720)."""
 
@@ -27,23 +26,26 @@ def resolution_shift(tokens: int, base_tokens: int) -> float:
 class RectifiedFlow:
   """x_t = (1 - t) x0 + t noise (arXiv:2209.03003); the loss is the squared error of the velocity, noise - x0.
 
-  prediction: what the network's raw output is: "velocity"; "x0", from which the velocity follows; or "change", x0
-  minus what the nearest given frame shows there (x0 where none does). Clean pixels of a large patch lie near few
-  dimensions and noise in all of them, so a narrow network learns x0 sooner (arXiv:2511.13720). A change is small where
-  a scene is still: forecasts of the weather are made of it (section 2 of arXiv:2312.15796), and a network that has
-  learned nothing yet copies the last frame.
+  prediction: what the network's raw output is, "velocity", or "x0", from which the velocity follows. Clean pixels of a
+  large patch lie near few dimensions and noise in all of them, so a narrow network learns x0 sooner (arXiv:2511.13720).
   mean, std: training times are logit-normal, t = sigmoid(mean + std n) (section 3.1 of arXiv:2403.03206).
   shift: moves times of training and sampling towards noise where > 1; see `resolution_shift`.
+  anomaly: where > 0, a pixel that some frame gives is diffused as its difference from the mean of those frames, times
+  this; what moves little against what was given is then as large as the noise (GenCast, arXiv:2312.15796, forecasts
+  normalised differences so).
   """
 
   mean: float = 0.0
   std: float = 1.0
   shift: float = 1.0
   prediction: str = "velocity"
+  anomaly: float = 0.0
 
   def __post_init__(self):
-    if self.prediction not in PREDICTIONS:
-      raise ValueError(f"unknown prediction {self.prediction!r}: choose from {', '.join(PREDICTIONS)}")
+    if self.prediction not in ("velocity", "x0"):
+      raise ValueError(f"unknown prediction {self.prediction!r}: choose velocity or x0")
+    if self.shift <= 0 or self.std < 0 or self.anomaly < 0:
+      raise ValueError(f"{self}: shift is above 0, std and anomaly are at least 0")
 
   def shifted(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
     return self.shift * t / (1.0 + (self.shift - 1.0) * t)
@@ -51,6 +53,13 @@ class RectifiedFlow:
   def times(self, key: Key[Array, ""], count: int) -> Float[Array, " b"]:
     """Training times, one a video."""
     return self.shifted(jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (count,))))
+
+  def draw(
+    self, key: Key[Array, ""], x0: Float[Array, "b f h w c"]
+  ) -> tuple[Float[Array, "b f h w c"], Float[Array, " b"]]:
+    """The noise and the times of a training batch; the training loss is the mean of `losses` there."""
+    k_time, k_noise = jax.random.split(key)
+    return jax.random.normal(k_noise, x0.shape), self.times(k_time, x0.shape[0])
 
   def grid(self, steps: int) -> Float[Array, " n"]:
     """The `steps + 1` sampling times from 1 to 0."""
@@ -73,18 +82,23 @@ class RectifiedFlow:
     grown = 1.0 + churn * t
     return (xt + t * math.sqrt((1.0 + churn) ** 2 - 1.0) * noise) / grown, (1.0 + churn) * t / grown
 
+  def relative(
+    self, x0: Float[Array, "b f h w c"], given: Float[Array, "b f h w 1"]
+  ) -> tuple[Float[Array, "b f h w c"], Callable[[Array], Array]]:
+    """The video as it is diffused (see `anomaly`), and the way back. What was not given of `x0` does not decide."""
+    if not self.anomaly:
+      return x0, lambda x: x
+    mean, known = mean_given(x0, given)
+    scale = 1.0 + (self.anomaly - 1.0) * known
+    return (x0 - mean) * scale, lambda x: x / scale + mean
+
   def velocity(
-    self,
-    raw: Float[Array, "b f h w c"],
-    xt: Float[Array, "b f h w c"],
-    t: Float[Array, "b f"],
-    given: Float[Array, "b f h w 1"],
+    self, raw: Float[Array, "b f h w c"], xt: Float[Array, "b f h w c"], t: Float[Array, "b f"]
   ) -> Float[Array, "b f h w c"]:
-    """dx/dt of the sampling ODE, noise - x0, from the network's raw output; `xt` is clean where it was given."""
+    """dx/dt of the sampling ODE, noise - x0, from the network's raw output."""
     if self.prediction == "velocity":
       return raw
-    x0 = raw + nearest_given(xt, given) if self.prediction == "change" else raw
-    return (xt - x0) / jnp.maximum(t, 1e-6)[:, :, None, None, None]  # t = 0 only where all is given
+    return (xt - raw) / jnp.maximum(t, 1e-6)[:, :, None, None, None]  # t = 0 only where all is given
 
   def losses(
     self,
@@ -94,19 +108,14 @@ class RectifiedFlow:
     t: Float[Array, " b"],
     cond: dict,
   ) -> Float[Array, " b"]:
-    """Each video's mean squared error of the velocity over what was not given."""
+    """Each video's mean squared error of the velocity over what was not given; a batch's loss is their mean."""
+    x0, _ = self.relative(x0, cond["given"])
     hidden = 1.0 - cond["given"]
     xt = jnp.where(hidden > 0, self.corrupt(x0, noise, t), x0)
     frames = frame_times(t, cond["given"])
     raw = denoise(xt, frames, cond).astype(jnp.float32)
-    error = jnp.square(self.velocity(raw, xt, frames, cond["given"]) - (noise - x0)) * hidden
-    if self.prediction != "velocity":
+    error = jnp.square(self.velocity(raw, xt, frames) - (noise - x0)) * hidden
+    if self.prediction == "x0":
       error *= jnp.minimum(t / SMALLEST, 1.0)[:, None, None, None, None] ** 2
     amount = hidden.sum(axis=(1, 2, 3, 4)) * x0.shape[-1]
     return error.sum(axis=(1, 2, 3, 4)) / jnp.maximum(amount, 1.0)
-
-  def loss(self, denoise: Callable, key: Key[Array, ""], x0: Float[Array, "b f h w c"], cond: dict) -> Float[Array, ""]:
-    """The training loss: `losses` at drawn times and noise, each video weighing the same."""
-    k_time, k_noise = jax.random.split(key)
-    noise = jax.random.normal(k_noise, x0.shape)
-    return self.losses(denoise, x0, noise, self.times(k_time, x0.shape[0]), cond).mean()

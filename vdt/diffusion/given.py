@@ -136,15 +136,12 @@ def whole_cells(given: Float[Array, "b f h w 1"], patch_frames: int) -> Float[Ar
   return jnp.repeat(cells, patch_frames, axis=1)
 
 
-def nearest_given(x: Float[Array, "b f h w c"], given: Float[Array, "b f h w 1"]) -> Float[Array, "b f h w c"]:
-  """For each pixel its value in the nearest frame that gives it, the earlier of two; 0 where no frame does."""
-  f = x.shape[1]
-  index = jnp.arange(f)[None, :, None, None, None]
-  before = jax.lax.cummax(jnp.where(given > 0, index, -f), axis=1)
-  after = jax.lax.cummin(jnp.where(given > 0, index, 2 * f), axis=1, reverse=True)
-  chosen = jnp.where(index - before <= after - index, before, after)
-  known = (chosen >= 0) & (chosen < f)
-  return jnp.where(known, jnp.take_along_axis(x, jnp.clip(chosen, 0, f - 1), axis=1), 0.0)
+def mean_given(
+  x: Float[Array, "b f h w c"], given: Float[Array, "b f h w 1"]
+) -> tuple[Float[Array, "b 1 h w c"], Float[Array, "b 1 h w 1"]]:
+  """For each pixel its mean over the frames that give it, 0 where none does, and whether (1 or 0) one does."""
+  count = given.sum(axis=1, keepdims=True)
+  return (x * given).sum(axis=1, keepdims=True) / jnp.maximum(count, 1.0), jnp.minimum(count, 1.0)
 
 
 def frame_times(t: Float[Array, " b"], given: Float[Array, "b f h w 1"]) -> Float[Array, "b f"]:

@@ -16,7 +16,8 @@ from vdt.diffusion.guidance import guided
 class Sampler:
   """method: "euler" (`steps` network evaluations) or "heun" (2 steps - 1; Algorithm 1 of arXiv:2206.00364).
 
-  churn: fresh noise before each step, as in Algorithm 2 of the same, whose S_churn / N it is; 0 = deterministic. Later
+  churn: fresh noise before each step, as in Algorithm 2 of the same, whose S_churn / N it is
+  (at most 0.41 there); 0 = deterministic. Later
   steps can then mend what earlier ones got wrong. guidance_scale: 1 = off. guidance_interval: the diffusion times
   between which guidance acts.
   """
@@ -34,15 +35,18 @@ class Sampler:
       raise ValueError(f"sampler.steps is {self.steps}: take at least 1")
     if self.churn < 0:
       raise ValueError(f"sampler.churn is {self.churn}: take 0 for none, or more")
+    if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
+      raise ValueError(f"sampler.guidance_interval is {self.guidance_interval}: two times in [0, 1], the earlier first")
 
   def sample(
     self, diffusion: Any, denoise: Callable, keys: Key[Array, " b"], x_given: Float[Array, "b f h w c"], cond: dict
   ) -> Float[Array, "b f h w c"]:
     """One video for each key, exactly `x_given` where `cond["given"]` is 1.
 
-    `diffusion` has `grid`, `velocity` and `renoise`. A video is a function of its own key, not of its neighbours.
+    `diffusion` has `grid`, `relative`, `velocity` and `renoise`. A video is a function of its own key alone.
     """
     hidden = 1.0 - cond["given"]
+    start, absolute = diffusion.relative(x_given, cond["given"])
     network = guided(denoise, self.guidance_scale, self.guidance_interval)
 
     def noise(number: jax.Array | int) -> jax.Array:
@@ -52,7 +56,7 @@ class Sampler:
     def drift(x: jax.Array, time: jax.Array) -> jax.Array:
       t = frame_times(jnp.full(x.shape[0], time), cond["given"])
       raw = network(x, time, t, cond).astype(jnp.float32)
-      return hidden * diffusion.velocity(raw, x, t, cond["given"])
+      return hidden * diffusion.velocity(raw, x, t)
 
     def step(x: jax.Array, numbered: tuple, heun: bool = self.method == "heun") -> tuple[jax.Array, None]:
       number, time, after = numbered
@@ -65,6 +69,7 @@ class Sampler:
       return x + (after - time) * slope, None
 
     grid, numbers = diffusion.grid(self.steps), jnp.arange(1, self.steps + 1)
-    x = jnp.where(hidden > 0, noise(0), x_given)
+    x = jnp.where(hidden > 0, noise(0), start)
     x, _ = jax.lax.scan(step, x, (numbers[:-1], grid[:-2], grid[1:-1]))
-    return step(x, (numbers[-1], grid[-2], grid[-1]), heun=False)[0]  # at time 0 there is no second slope
+    x, _ = step(x, (numbers[-1], grid[-2], grid[-1]), heun=False)  # at time 0 there is no second slope
+    return jnp.where(hidden > 0, absolute(x), x_given)

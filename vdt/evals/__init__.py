@@ -13,14 +13,15 @@ Table = dict[str, dict[str, float]]
 class Run(NamedTuple):
   """All that an eval may look at.
 
-  denoise: `denoise(x, t, cond)` with the parameters bound.
-  diffusion: interprets what `denoise` returns. patch_frames: the frames of a temporal patch.
+  apply, params: the network, `apply(params, x, t, cond)`.
+  diffusion: interprets what it returns. patch_frames: the frames of a temporal patch.
   data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`.
   sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None)` to float32 videos in [-1, 1],
     `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
   """
 
-  denoise: Callable
+  apply: Callable
+  params: Any
   diffusion: Any
   patch_frames: int
   data: Callable[[str], Any]

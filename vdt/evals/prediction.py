@@ -78,9 +78,12 @@ class Prediction:
   count: int = 32
   repeats: int = 8
   given_frames: int = 4
-  task: str = "prediction"
   split: str = "test"
   every: int = 0
+
+  def __post_init__(self):
+    if self.repeats < 2 or self.given_frames < 1:
+      raise ValueError(f"{self}: the energy score needs at least 2 repeats a clip, a prediction at least 1 given frame")
 
   @property
   def clips(self) -> int:
@@ -90,11 +93,8 @@ class Prediction:
     truth = real_videos(run.data(self.split), self.count)
     if not 1 <= self.given_frames < truth.shape[1]:
       raise ValueError(f"given_frames={self.given_frames} of {truth.shape[1]} frames: give 1 to {truth.shape[1] - 1}")
-    if self.repeats < 2:
-      raise ValueError(f"repeats={self.repeats}: the energy score needs at least 2 samples a clip")
-    samples = run.sample(
-      self.count, task=self.task, split=self.split, repeats=self.repeats, given_frames=self.given_frames
-    )[:, :, self.given_frames :]
+    plan = dict(task="prediction", split=self.split, repeats=self.repeats, given_frames=self.given_frames)
+    samples = run.sample(self.count, **plan)[:, :, self.given_frames :]
     last, truth = truth[:, self.given_frames - 1 : self.given_frames], truth[:, self.given_frames :]
     mean = mean_video(run.data("train"))[self.given_frames :]
     forecasts = {

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from vdt.models import layout
 from vdt.models.layers import Dense
 from vdt.models.positions import grid, rope_angles, rotate
 
@@ -28,12 +29,19 @@ def attend(
   key: Float[Array, "b k r e"],
   value: Float[Array, "b k r e"],
   causal: bool = False,
+  valid: Bool[np.ndarray, " r"] | None = None,
 ) -> Float[Array, "b k s e"]:
-  """softmax(query key / sqrt(e)) value, with logits and softmax in float32. Safe under `jax.jvp`."""
+  """softmax(query key / sqrt(e)) value, with logits and softmax in float32. Safe under `jax.jvp`.
+
+  causal: a query sees no later key. valid: keys that may be seen, at least the first; default: all.
+  """
   logits = jnp.einsum("bkse,bkre->bksr", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+  s, r = logits.shape[-2:]
+  seen = np.ones((s, r), bool) if valid is None else np.broadcast_to(valid, (s, r))
   if causal:
-    s, r = logits.shape[-2:]
-    logits = jnp.where(jnp.tril(jnp.ones((s, r), bool), r - s)[None, None], logits, -jnp.inf)
+    seen = np.tril(seen, r - s)
+  if not seen.all():
+    logits = jnp.where(seen[None, None], logits, -jnp.inf)
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
   return jnp.einsum("bksr,bkre->bkse", weights, value)
 
@@ -52,17 +60,25 @@ class Attention(nnx.Module):
     norm = lambda: nnx.RMSNorm(width // heads, dtype=dtype, rngs=rngs) if qk_norm else None
     self.query_norm, self.key_norm = norm(), norm()
 
-  def __call__(self, x: Float[Array, "b f n d"], cells: tuple[int, int, int]) -> Float[Array, "b f n d"]:
-    split = lambda y: rearrange(y, "b f n (k e) -> b f n k e", k=self.heads)
-    query, key, value = (split(dense(x)) for dense in (self.query, self.key, self.value))
+  def __call__(self, x: Float[Array, "b f n d"], cells: tuple[int, int, int], split: int) -> Float[Array, "b f n d"]:
+    """cells: patches along (f, h, w), of which `x` may hold more frames, of padding. split: see `layout`."""
+    b, f, n, _ = x.shape
+    joint = self.axis == "joint"
+    apart = lambda y: layout.heads(rearrange(y, "b f n (k e) -> b f n k e", k=self.heads), split)
+    query, key, value = (apart(dense(x)) for dense in (self.query, self.key, self.value))
     if self.query_norm is not None:
       query, key = self.query_norm(query), self.key_norm(key)
+    if joint:
+      query, key, value = (layout.by_heads(y, split) for y in (query, key, value))
     pattern = AXES[self.axis]
     query, key, value = (rearrange(y, pattern) for y in (query, key, value))
     if self.rotary:
-      angles = rope_angles(coordinates(self.axis, cells), query.shape[-1])
+      angles = rope_angles(coordinates(self.axis, (f, *cells[1:])), query.shape[-1])
       query, key = rotate(query, angles), rotate(key, angles)
-    y = attend(query, key, value, causal=self.axis == "causal")
-    merged, apart = pattern.split(" -> ")
-    y = rearrange(y, f"{apart} -> {merged}", b=x.shape[0], f=x.shape[1], n=x.shape[2])
+    padded = f > cells[0] and self.axis != "space"
+    valid = np.repeat(np.arange(f) < cells[0], n if joint else 1) if padded else None
+    y = attend(query, key, value, causal=self.axis == "causal", valid=valid)
+    merged, by_axis = pattern.split(" -> ")
+    y = rearrange(y, f"{by_axis} -> {merged}", b=b, f=f, n=n)
+    y = layout.by_tokens(y, split) if joint else layout.heads(y, split)
     return self.out(rearrange(y, "b f n k e -> b f n (k e)"))

@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vdt.models import positions
+from vdt.models import layout, positions
 from vdt.models.attention import AXES, Attention
 from vdt.models.layers import MLP, Dense, Residual, TimeEmbedding, modulate, zeros
 
@@ -124,6 +124,8 @@ class TransformerConfig:
       f"model.width / model.heads {self.width // self.heads} is odd": self.width // self.heads % 2,
       f"model.heads {self.heads} is not a multiple of mesh.tensor {tensor}": self.heads % tensor,
       f"{h * w} patches a frame are not a multiple of mesh.sequence {sequence}": h * w % sequence,
+      f"model.heads {self.heads} is not a multiple of mesh.tensor x mesh.sequence {tensor * sequence}, which joint "
+      f"attention needs": self.heads % (tensor * sequence) and any(axis == "joint" for b in blocks for axis, _ in b),
       f"model.remat {self.remat!r} is none of {', '.join(REMAT)}": self.remat not in REMAT,
       f"model.positions {self.positions!r} is none of {', '.join(POSITIONS)}": self.positions not in POSITIONS,
       f"model.dtype {self.dtype!r} is neither bfloat16 nor float32": self.dtype not in ("bfloat16", "float32"),
@@ -156,11 +158,16 @@ class Block(nnx.Module):
     mlp = MLP(width, config.mlp_ratio * width, dtype=dtype, rngs=rngs)
     self.mlp = Residual(mlp, width, entries[-1][1], dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int]) -> Array:
+  def __call__(
+    self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], split: int
+  ) -> tuple[Array, int]:
+    """The tokens, and the axis of theirs that lies over `sequence` (`layout`): that of the last attention."""
     for_attention, for_mlp = (None, None) if shared is None else jnp.split(shared, 2, axis=-1)
     for attention in self.attention:
-      x = attention(x, time, for_attention, cells)
-    return self.mlp(x, time, for_mlp)
+      wanted = layout.SPLIT.get(attention.body.axis, split)
+      x, split = layout.switch(x, split, wanted), wanted
+      x = attention(x, time, for_attention, cells, split)
+    return self.mlp(x, time, for_mlp), split
 
 
 class Pattern(nnx.Module):
@@ -170,9 +177,10 @@ class Pattern(nnx.Module):
     self.blocks = nnx.List([Block(config, entries, rngs) for entries in config.entries()])
 
   def __call__(self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int]) -> Array:
+    split = layout.FRAMES
     for block in self.blocks:
-      x = block(x, time, shared, cells)
-    return x
+      x, split = block(x, time, shared, cells, split)
+    return layout.switch(x, split, layout.FRAMES)
 
 
 class VideoDiT(nnx.Module):
@@ -212,8 +220,13 @@ class VideoDiT(nnx.Module):
     time = self.time(t[:, ::pf])
     if config.classes:
       time += self.label(jnp.where(cond["null"], config.classes, cond["label"]))[:, None]
+    padding = -cells[0] % layout.devices("sequence")
+    if padding:
+      tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0), (0, 0)))
+      time = jnp.pad(time, ((0, 0), (0, padding), (0, 0)))
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
-    tokens = self.repeat(tokens, time, shared, cells)
+    tokens = self.repeat(layout.tokens(tokens, layout.FRAMES), time, shared, cells)
+    tokens, time = tokens[:, : cells[0]], time[:, : cells[0]]
     shift, scale = jnp.split(self.final_modulation(nnx.silu(time))[:, :, None], 2, axis=-1)
     values = self.out(modulate(self.norm(tokens), shift, scale))
     return rearrange(values, "b f (h w) (p q r c) -> b (f p) (h q) (w r) c", h=cells[1], p=pf, q=ph, r=pw).astype(
