@@ -17,8 +17,8 @@ class Clips:
   """Clips of `frames` frames of `size` (height, width) from the TFDS array_record set at `data_dir`/`name`.
 
   Stored clips that are longer are cut at an offset drawn for each position in training, at their start elsewhere.
-  flip: mirror half of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs are
-  shuffled apart, the last batch of one runs into the next.
+  flip: mirror half of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs
+  are shuffled apart, the last batch of one runs into the next.
   """
 
   name: str
