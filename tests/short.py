@@ -1,10 +1,21 @@
-"""An experiment of seconds, for tests that start processes."""
+"""An experiment of seconds, and the processes that run it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 from data_pipelines.clips import SimulatedClips
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
+from vdt.writer import TIMINGS
+
+ROOT = Path(__file__).parents[1]
+STEPS = 40
 
 
 def get_config(variant: str = "") -> Config:
@@ -23,3 +34,49 @@ def get_config(variant: str = "") -> Config:
   if variant == "evals":
     config.evals = {"loss": ValLoss(count=8, bins=1, every=10)}
   return config
+
+
+def start(workdir, data_dir, devices=1, environment=(), **fields):
+  """A process that trains, with so many CPU devices."""
+  fields = {"steps": STEPS, "log_every": 2, "save_every": 5, "data.batch_size": 4, "data.data_dir": data_dir, **fields}
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  command = [sys.executable, "-m", "vdt.train", f"--config={ROOT}/tests/short.py:evals", f"--workdir={workdir}", *flags]
+  ours = {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+    "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  return subprocess.Popen(command, env={**os.environ, **ours, **dict(environment)}, **pipes)
+
+
+def start_together(workdir, data_dir, count, devices, last=(), **fields):
+  """Processes of one run, with so many CPU devices each; `last` are fields of the last one alone."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+  return [
+    start(workdir, data_dir, devices, {**names, "JAX_PROCESS_ID": str(index)}, **{**fields, **dict(more)})
+    for index, more in enumerate([()] * (count - 1) + [last])
+  ]
+
+
+def finish(*args, **fields):
+  """What `start` starts, to its end: its exit code and what it said."""
+  process = start(*args, **fields)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def rows(workdir):
+  """The metrics of a run, but for timings."""
+  read = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+  return [{name: value for name, value in row.items() if name not in TIMINGS} for row in read]
+
+
+def last_step(workdir):
+  path = Path(workdir) / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return json.loads(lines[-1])["step"] if lines else 0

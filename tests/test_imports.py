@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"train", "sample", "evaluate", "report"}
-BASE = {"host", "config", "checkpoint", "sharding", "writer", "workdirs", "video"}
+BASE = {"host", "distributed", "config", "checkpoint", "sharding", "writer", "workdirs", "video"}
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},
   **{name: BASE for name in BASE},

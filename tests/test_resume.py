@@ -1,54 +1,21 @@
 """A run that is killed and goes on is the run that was never killed. The processes and the signals are real."""
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from short import get_config
+from short import STEPS, finish, get_config, last_step, rows, start
 
 from vdt.checkpoint import Checkpointer
 from vdt.config import Mesh
 from vdt.train import train
-from vdt.writer import TIMINGS
 
-ROOT = Path(__file__).parents[1]
-STEPS = 40
 TORN = "*.orbax-checkpoint-tmp"
 EVAL = "loss/generation/mean"
-
-
-def command(workdir, data_dir, **fields):
-  fields = {"steps": STEPS, "log_every": 2, "save_every": 5, "data.batch_size": 4, "data.data_dir": data_dir, **fields}
-  flags = [f"--config.{name}={value}" for name, value in fields.items()]
-  return [sys.executable, "-m", "vdt.train", f"--config={ROOT}/tests/short.py:evals", f"--workdir={workdir}", *flags]
-
-
-def start(workdir, data_dir, **fields):
-  environment = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
-  }
-  environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-  return subprocess.Popen(
-    command(workdir, data_dir, **fields), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-  )
-
-
-def finish(workdir, data_dir, **fields):
-  process = start(workdir, data_dir, **fields)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
 
 
 def saved(workdir):
@@ -56,17 +23,6 @@ def saved(workdir):
   with Checkpointer(str(workdir), create=False) as checkpoints:
     assert checkpoints.newest == STEPS
     return jax.tree.leaves(checkpoints.manager.restore(STEPS, args=ocp.args.StandardRestore()))
-
-
-def rows(workdir):
-  read = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-  return [{name: value for name, value in row.items() if name not in TIMINGS} for row in read]
-
-
-def last_step(workdir):
-  path = Path(workdir) / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.exists() else []
-  return json.loads(lines[-1])["step"] if lines else 0
 
 
 @pytest.fixture(scope="module")

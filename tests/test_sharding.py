@@ -35,7 +35,8 @@ def steps(data_dir, optimizer="adamw", axes=(), micro_batches=1, **model):
     update = jax.jit(make_update(config, network, optimizer, jax.random.key(1)), out_shardings=(placed, None))
     for step in range(3):
       batch = config.data.batch(step)
-      state, _ = update(state, sharding.put({name: batch[name] for name in ("video", "label")}, mesh))
+      batch = {"video": batch["video"], "label": batch["label"], "stop": np.zeros_like(batch["label"])}
+      state, _ = update(state, sharding.put(batch, mesh))
   return state
 
 

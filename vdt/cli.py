@@ -30,6 +30,10 @@ def main(argv: list[str] | None = None) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   host.keep_freed_memory()
   try:
+    if verb != "ingest":
+      from vdt import distributed
+
+      distributed.join()
     globals()[verb](rest)
   except KeyboardInterrupt:
     sys.exit(130)

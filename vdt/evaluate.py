@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from vdt import distributed
 from vdt.config import Config
 from vdt.evals import Run, Table, first, pixels
-from vdt.sample import generate, load
+from vdt.sample import generate, in_chunks, load
 from vdt.workdirs import environment
 
 
@@ -44,8 +46,17 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
     )
     return videos.reshape(count, repeats, *videos.shape[1:])
 
-  run = Run(network.apply, params, config.diffusion, config.model.patch[0], data, sample)
+  losses = lambda *inputs: in_chunks(partial(chunk_losses, network.apply, config.diffusion, params), inputs)
+  run = Run(losses, config.model.patch[0], data, sample)
   return {name: each(run) for name, each in evals.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def chunk_losses(
+  apply: Any, diffusion: Any, params: Any, x0: jax.Array, noise: jax.Array, t: jax.Array, cond: dict
+) -> jax.Array:
+  """Each video's loss, compiled once for each network and diffusion."""
+  return diffusion.losses(partial(apply, params), x0, noise, t, cond)
 
 
 def run(config: Config, workdir: str, step: int | None, seed: int, path: str | None) -> None:
@@ -53,6 +64,8 @@ def run(config: Config, workdir: str, step: int | None, seed: int, path: str | N
   mesh, network, params, step = load(config, workdir, step)
   with jax.set_mesh(mesh):
     tables = evaluate(config, network, params, config.evals, seed)
+  if not distributed.first():
+    return
   print(text(tables))
   content = json.dumps({"step": step, "seed": seed, "environment": environment(), "tables": tables}, indent=2)
   for file in filter(None, (epath.Path(workdir) / "evaluation.json", path)):

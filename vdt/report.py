@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from vdt import video, workdirs
+from vdt import distributed, video, workdirs
 from vdt.config import Config
 from vdt.evals import Table, first, pixels
 from vdt.sample import generate
@@ -30,6 +30,9 @@ def write_report(config: Config, network: Any, params: Any, tables: dict[str, Ta
   rows = {"real, held out": real}
   for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
     rows[f"samples: {task}"] = video.to_uint8(generate(config, network, params, pixels(real), label, task=task))
+  path = epath.Path(workdir) / "report.html"
+  if not distributed.first():
+    return str(path)
   folder = epath.Path(workdir) / "samples"
   folder.mkdir(exist_ok=True)
   for name, videos in rows.items():
@@ -45,7 +48,6 @@ def write_report(config: Config, network: Any, params: Any, tables: dict[str, Ta
     config=json.dumps(stored["config"], indent=2),
     last=next((row for row in reversed(read_rows(workdir)) if "loss" in row), {}),
   )
-  path = epath.Path(workdir) / "report.html"
   path.write_text(html)
   return str(path)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from vdt import sharding, video, workdirs
+from vdt import distributed, sharding, video, workdirs
 from vdt.checkpoint import Checkpointer, new_state
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
 from vdt.evals import first, pixels
 
 CHUNK = 32
-"""Videos made at once; a sample's noise depends on the seed and its own number alone, not on this."""
+"""Videos made at once, or a few more where the mesh asks for it; no result depends on it."""
 
 
 def load(config: Config, workdir: str, step: int | None = None) -> tuple[Any, Any, Any, int]:
@@ -60,29 +61,29 @@ def generate(
     raise ValueError(f"the mask of what is given has shape {given.shape}, the video {clips.shape}")
   else:
     given = np.asarray(given_plans.whole_cells(jnp.asarray(given), patch_frames))
-  apply, diffusion, sampler = network.apply, config.diffusion, config.sampler
-  made = []
-  for begin in range(0, len(clips), CHUNK):
-    rows = np.minimum(np.arange(begin, begin + CHUNK), len(clips) - 1)
-    cond = {"given": given[rows], "label": np.maximum(label[rows], 0), "null": label[rows] < 0}
-    made.append(np.asarray(chunk(apply, diffusion, sampler, params, k_noise, rows, clips[rows], cond)))
-  return np.clip(np.concatenate(made)[: len(clips)], -1.0, 1.0)
+  keys = jax.vmap(partial(jax.random.fold_in, k_noise))(np.arange(len(clips)))
+  cond = {"given": given, "label": np.maximum(label, 0), "null": label < 0}
+  inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), cond)
+  made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, params), inputs)
+  return np.clip(made, -1.0, 1.0)
+
+
+def in_chunks(function: Callable[..., jax.Array], inputs: tuple) -> np.ndarray:
+  """`function` of `inputs`, `CHUNK` rows of them at a time, over the data x fsdp of the mesh; rows are independent."""
+  count, chunk, out = len(jax.tree.leaves(inputs)[0]), distributed.rows(CHUNK), []
+  for begin in range(0, count, chunk):
+    rows = np.minimum(np.arange(begin, begin + chunk), count - 1)  # the last one is repeated to fill a chunk
+    part = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
+    out.append(distributed.gather(function(*distributed.spread(part))))
+  return np.concatenate(out)[:count]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def chunk(
-  apply: Any,
-  diffusion: Any,
-  sampler: Any,
-  params: Any,
-  key: jax.Array,
-  rows: jax.Array,
-  video: jax.Array,
-  cond: dict,
+def make(
+  apply: Any, diffusion: Any, sampler: Any, params: Any, keys: jax.Array, clips: jax.Array, cond: dict
 ) -> jax.Array:
-  """The videos of `rows`, compiled once for each network, diffusion and sampler."""
-  keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
-  return sampler.sample(diffusion, partial(apply, params), keys, video, cond)
+  """A video for each of `keys`, compiled once for each network, diffusion and sampler."""
+  return sampler.sample(diffusion, partial(apply, params), jax.random.wrap_key_data(keys), clips, cond)
 
 
 def run(
@@ -130,6 +131,8 @@ def run(
       given=mask,
       seed=seed,
     )
+  if not distributed.first():
+    return
   folder = epath.Path(out or f"{workdir}/samples")
   folder.mkdir(parents=True, exist_ok=True)
   for old in (*folder.glob("[0-9][0-9][0-9][0-9].mp4"), *folder.glob("[0-9][0-9][0-9][0-9].webp")):

@@ -1,6 +1,8 @@
 """The training loop, one for every task: config, state, update, loop."""
 
 import contextlib
+import hashlib
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vdt import checkpoint, sharding, workdirs, writer
+from vdt import checkpoint, distributed, sharding, workdirs, writer
 from vdt.checkpoint import Checkpointer, State
-from vdt.config import Config
+from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
 from vdt.evaluate import evaluate, flat
 from vdt.models import Network
@@ -32,6 +34,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   """
   with Stop() as stop:
     mesh, network = config.build()
+    agree(config)
     workdirs.claim(workdir, config, origin)
     optimizer = config.optimizer.build()
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
@@ -57,6 +60,15 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
           log.write({"step": config.steps, **final})
       print(write_report(config, network, state.ema, tables, workdir))
   return state
+
+
+def agree(config: Config) -> None:
+  """ValueError where the processes of this run do not have one config, one code and one data set."""
+  resolved = json.dumps(to_dict(config), sort_keys=True)
+  ids = ",".join(config.data.batch(0)["id"].tolist())
+  digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
+  data = f"{len(config.data)} clips, {digest(ids)}"
+  distributed.agree({"config": digest(resolved), "sources": workdirs.source_hash(), "data set": data})
 
 
 def written(workdir: str, step: int) -> set[str]:
@@ -100,7 +112,7 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     params, ema, opt = keep((params, ema, opt), (state.params, state.ema, state.opt))
-    metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite}
+    metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite, "stop": batch["stop"].max()}
     return State(params, ema, opt, state.step + 1), metrics
 
   return update
@@ -139,10 +151,10 @@ def loop(
       tracing = True
     with log.waiting():
       batch = next(batches)
-    state, metrics = update(state, sharding.put({name: batch[name] for name in ("video", "label")}, mesh))
-    bad = settle(config, log, pending, bad)  # of the step before, while the device works on this one
+    batch = {name: batch[name] for name in ("video", "label")} | {"stop": stop.flags(len(batch["label"]))}
+    state, metrics = update(state, sharding.put(batch, mesh))
+    stopped, bad = settle(config, log, pending, bad)  # of the step before, while the device works on this one
     pending = (done, metrics)
-    stopped = stop.signal
     if tracing and (done in (last, config.steps) or stopped):
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
@@ -150,23 +162,28 @@ def loop(
       log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
     due = any(each.every and done % each.every == 0 for each in config.evals.values())
     if due or done % config.save_every == 0 or done == config.steps or stopped:
-      bad, pending = settle(config, log, pending, bad), None  # all rows up to a checkpoint are written before it is
+      (late, bad), pending = (
+        settle(config, log, pending, bad),
+        None,
+      )  # all rows up to a checkpoint are written before it is
+      stopped = stopped or late
       checkpoints.save(state, wait=bool(stopped))
-    if due and not stopped:
-      evaluate_due(done)
     log.bar.update()
     if stopped:
-      log.say(f"stopped by {stopped.name} at step {done}: everything is saved, run again to go on")
-      stop.leave()
+      log.say(f"stopped by {signal.Signals(stopped).name} at step {done}: everything is saved, run again to go on")
+      stop.leave(stopped)
+    if due:
+      evaluate_due(done)
   return state
 
 
-def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) -> int:
-  """Writes a finished step's metrics; returns how many steps in a row were not finite. See `train`."""
+def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) -> tuple[int, int]:
+  """Writes a finished step's metrics; returns the signal that some process had got by then (0: none), and how many
+  steps in a row were not finite. See `train`."""
   if pending is None:
-    return bad
+    return 0, bad
   step, metrics = pending[0], {name: np.asarray(value).item() for name, value in pending[1].items()}
-  finite = metrics.pop("finite")
+  finite, stopped = metrics.pop("finite"), metrics.pop("stop")
   if not finite:
     ids = config.data.batch(step - 1)["id"].tolist()
     log.say(f"step {step} skipped: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}, from {', '.join(ids)}")
@@ -175,15 +192,19 @@ def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) 
       raise FloatingPointError(f"{PATIENCE} steps in a row up to {step} were not finite: lower optimizer.lr")
   elif step % config.log_every == 0 or step == config.steps:
     log.row(step, metrics)
-  return 0 if finite else bad + 1
+  return stopped, 0 if finite else bad + 1
 
 
 class Stop:
-  """SIGTERM and SIGINT: they end the program where it is, with its exit code, but for `wait`, where `signal` is set."""
+  """SIGTERM and SIGINT: they end the program where it is, with its exit code, but for `wait`, where the loop looks.
+
+  Where a run has several processes, each step carries their flags, so that all of them see at the same step that one
+  of them got a signal; none of them leaves alone.
+  """
 
   def __init__(self):
-    self.signal: signal.Signals | None = None
-    self.waits = False
+    self.signal: int = 0
+    self.waits = not distributed.alone()
 
   def __enter__(self) -> "Stop":
     self.before = {each: signal.signal(each, self.catch) for each in (signal.SIGTERM, signal.SIGINT)}
@@ -195,29 +216,33 @@ class Stop:
 
   def catch(self, number: int, frame: Any) -> None:
     again = self.signal == number == signal.SIGINT  # somebody at a terminal will not wait for the step
-    self.signal = signal.Signals(number)
+    self.signal = number
     if again or not self.waits:
-      self.leave()
+      self.leave(number)
+
+  def flags(self, count: int) -> np.ndarray:
+    """This process's part of a batch's flags: the signal it got, or 0."""
+    return np.full(count, self.signal, np.int32)
 
   @contextlib.contextmanager
   def wait(self, waits: bool = True) -> Iterator[None]:
     """Inside, a signal waits for the loop to look at it. One that came is obeyed at the end."""
-    before, self.waits = self.waits, waits
-    if self.signal and not waits:
-      self.leave()
+    before, self.waits = self.waits, waits or not distributed.alone()
+    if self.signal and not self.waits:
+      self.leave(self.signal)
     try:
       yield
     finally:
       self.waits = before
     if self.signal and not before:
-      self.leave()
+      self.leave(self.signal)
 
   def at_once(self) -> contextlib.AbstractContextManager:
     """Inside `wait`: what is done here may be cut off."""
     return self.wait(False)
 
-  def leave(self) -> None:
-    sys.exit(RESTART if self.signal == signal.SIGTERM else INTERRUPTED)
+  def leave(self, number: int) -> None:
+    sys.exit(RESTART if number == signal.SIGTERM else INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from vdt import distributed
 from vdt.config import RESUMABLE, Config, differences, to_dict
 
 PACKAGES = ("vdt", "data_pipelines")
@@ -49,7 +50,9 @@ def claim(workdir: str, config: Config, origin: list[str] | None) -> None:
       if (before := read(workdir)["environment"]).get("sources") != now["sources"]:
         print(f"{workdir} was made by sources {before.get('sources')}, these are {now['sources']}", file=sys.stderr)
     content = {"origin": origin or [], "config": resolved, "environment": now}
-    rewrite(path / "config.json", json.dumps(content, indent=2))
+    distributed.barrier("config.json is read")
+    if distributed.first():
+      rewrite(path / "config.json", json.dumps(content, indent=2))
   except OSError as error:
     raise OSError(f"workdir {workdir} cannot be written ({error.strerror or error}): name another --workdir") from error
 

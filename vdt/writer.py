@@ -11,6 +11,7 @@ import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from vdt import distributed
 from vdt.host import device_peak
 from vdt.workdirs import rewrite
 
@@ -25,12 +26,15 @@ class Writer:
   """
 
   def __init__(self, workdir: str, step: int, steps: int, flops: float, devices: int = 1):
-    self.path = epath.Path(workdir) / "metrics.jsonl"
-    rows = [row for row in read_rows(workdir) if row["step"] <= step]
-    rewrite(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-    self.events = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1)
+    self.path, self.writes = epath.Path(workdir) / "metrics.jsonl", distributed.first()
+    if self.writes:
+      rows = [row for row in read_rows(workdir) if row["step"] <= step]
+      rewrite(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+      self.events = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1)
+    distributed.barrier("metrics are cut")
     self.flops, self.peak = flops, device_peak() * devices
-    self.bar = tqdm.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, file=sys.stderr)
+    shown = dict(unit="step", dynamic_ncols=True, mininterval=1.0, file=sys.stderr, disable=not self.writes)
+    self.bar = tqdm.tqdm(total=steps, initial=step, **shown)
     self.last = (step, time.perf_counter())
     self.waited = 0.0
 
@@ -46,7 +50,9 @@ class Writer:
     self.bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rate / 1e9:.3g} GFLOP/s, {100 * rate / self.peak:.0f} %")
 
   def write(self, row: dict[str, Any]) -> None:
-    """Appends one row, flushed; its numbers also go to TensorBoard."""
+    """Appends one row, flushed; its numbers also go to TensorBoard. The first process alone writes."""
+    if not self.writes:
+      return
     with self.path.open("a") as file:
       file.write(json.dumps(row) + "\n")
     for name, value in row.items():
@@ -68,14 +74,16 @@ class Writer:
     self.waited += time.perf_counter() - start
 
   def say(self, text: str) -> None:
-    self.bar.write(text, file=sys.stderr)
+    if self.writes:
+      self.bar.write(text, file=sys.stderr)
 
   def __enter__(self) -> "Writer":
     return self
 
   def __exit__(self, *_) -> None:
     self.bar.close()
-    self.events.close()
+    if self.writes:
+      self.events.close()
 
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:

@@ -13,16 +13,14 @@ Table = dict[str, dict[str, float]]
 class Run(NamedTuple):
   """All that an eval may look at.
 
-  apply, params: the network, `apply(params, x, t, cond)`.
-  diffusion: interprets what it returns. patch_frames: the frames of a temporal patch.
+  losses: `losses(x0, noise, t, cond)` to each video's loss (b,), x0 and noise (b f h w c), t (b,).
+  patch_frames: the frames of a temporal patch.
   data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`.
   sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None)` to float32 videos in [-1, 1],
     `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
   """
 
-  apply: Callable
-  params: Any
-  diffusion: Any
+  losses: Callable[..., np.ndarray]
   patch_frames: int
   data: Callable[[str], Any]
   sample: Callable[..., np.ndarray]

@@ -1,0 +1,87 @@
+"""The processes of one run: how they find each other, agree, and share what each of them has."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from vdt.sharding import BATCH
+
+EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SCHEDULED = {  # variable of an environment that JAX reads itself: whether its value means more than one process
+  "SLURM_NTASKS": lambda value: int(value) > 1,
+  "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+  "MEGASCALE_COORDINATOR_ADDRESS": bool,
+}
+
+
+def join() -> None:
+  """Joins the other processes of this run, where the environment names some; to be called before JAX is used.
+
+  Either the three EXPLICIT variables say it (host:port of the first process, how many, which one is this), or Slurm, a
+  TPU pod or GKE does. ValueError if only some of the three are set.
+  """
+  values = [os.environ.get(name) for name in EXPLICIT]
+  if any(values[1:]):
+    if not all(values):
+      raise ValueError(f"set all of {', '.join(EXPLICIT)}, or none: they are {', '.join(map(str, values))}")
+    address, count, index = values
+    jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
+  elif any(several(os.environ[name]) for name, several in SCHEDULED.items() if name in os.environ):
+    jax.distributed.initialize()
+
+
+def first() -> bool:
+  """Whether this process writes what only one may write."""
+  return jax.process_index() == 0
+
+
+def alone() -> bool:
+  return jax.process_count() == 1
+
+
+def barrier(name: str) -> None:
+  """Waits until all processes are here."""
+  if not alone():
+    multihost_utils.sync_global_devices(name)
+
+
+def agree(what: dict[str, str]) -> None:
+  """ValueError, in every process, naming what differs between them and which processes have it otherwise."""
+  if alone():
+    return
+  size = 128
+  mine = [value.encode()[:size].ljust(size) for value in what.values()]
+  everyone = multihost_utils.process_allgather(np.array([np.frombuffer(row, np.uint8) for row in mine]))
+  for number, name in enumerate(what):
+    others = [process for process, rows in enumerate(everyone) if (rows[number] != everyone[0, number]).any()]
+    if others:
+      values = {bytes(rows[number]).decode(errors="replace").strip() for rows in everyone}
+      raise ValueError(
+        f"the processes of this run disagree on their {name}: {', '.join(sorted(values))}; others than process 0 has: "
+        f"{', '.join(map(str, others))}. Start all of them from one checkout, with one command, on one data set"
+      )
+
+
+def spread(tree: Any) -> Any:
+  """Arrays that every process has whole, laid over the data x fsdp of the current mesh along their first axis."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+  place = NamedSharding(mesh, BATCH)
+  return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), place, lambda index: x[index]), tree)
+
+
+def gather(x: jax.Array) -> np.ndarray:
+  """The whole of an array that may lie over all processes."""
+  return np.asarray(x) if alone() else multihost_utils.process_allgather(x, tiled=True)
+
+
+def rows(count: int) -> int:
+  """`count`, or the next number above it that divides over data x fsdp."""
+  mesh = jax.sharding.get_mesh()
+  parts = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+  return -(-count // parts) * parts
