@@ -17,7 +17,11 @@ $(VENV)/.installed: setup.py constraints.txt
 demo: install
 	$(BIN)/vdt train --config experiments/bouncing.py:demo --workdir $(DEMO)
 
-test: install lint
+$(VENV)/.tpu: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[tpu]'
+	touch $@
+
+test: install lint $(VENV)/.tpu
 	$(BIN)/pytest -n 2
 
 test-slow: install

@@ -48,7 +48,7 @@ SIDE = 2048  # of the square matrices that measure the peak
 
 
 KINDS = {  # the first pattern found in the name of an operation's source says what it is
-  r"bks|softmax|exp$|reduce_max": "attention",
+  r"->|softmax|exp$|reduce_max": "attention",
   r"dot_general": "matrix products",
   r"rsqrt|integer_pow|square|reduce_sum": "norms and sums",
   r"tanh|logistic": "GELU, SiLU",

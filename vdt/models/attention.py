@@ -11,10 +11,10 @@ from vdt.models import layout
 from vdt.models.layers import Dense
 from vdt.models.positions import grid, rope_angles, rotate
 
-AXES = {
-  "space": "b f n k e -> (b f) k n e",
-  "time": "b f n k e -> (b n) k f e",
-  "causal": "b f n k e -> (b n) k f e",
+AXES = {  # axes that may lie over a mesh are not merged: the compiler would gather them
+  "space": "b f n k e -> b f k n e",
+  "time": "b f n k e -> b n k f e",
+  "causal": "b f n k e -> b n k f e",
   "joint": "b f n k e -> b k (f n) e",
 }
 
@@ -25,25 +25,25 @@ def coordinates(axis: str, cells: tuple[int, int, int]) -> Float[np.ndarray, "s 
 
 
 def attend(
-  query: Float[Array, "b k s e"],
-  key: Float[Array, "b k r e"],
-  value: Float[Array, "b k r e"],
+  query: Float[Array, "*b s e"],
+  key: Float[Array, "*b r e"],
+  value: Float[Array, "*b r e"],
   causal: bool = False,
   valid: Bool[np.ndarray, " r"] | None = None,
-) -> Float[Array, "b k s e"]:
+) -> Float[Array, "*b s e"]:
   """softmax(query key / sqrt(e)) value, with logits and softmax in float32. Safe under `jax.jvp`.
 
   causal: a query sees no later key. valid: keys that may be seen, at least the first; default: all.
   """
-  logits = jnp.einsum("bkse,bkre->bksr", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+  logits = jnp.einsum("...se,...re->...sr", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
   s, r = logits.shape[-2:]
   seen = np.ones((s, r), bool) if valid is None else np.broadcast_to(valid, (s, r))
   if causal:
     seen = np.tril(seen, r - s)
   if not seen.all():
-    logits = jnp.where(seen[None, None], logits, -jnp.inf)
+    logits = jnp.where(jnp.broadcast_to(seen, logits.shape), logits, -jnp.inf)
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  return jnp.einsum("bksr,bkre->bkse", weights, value)
+  return jnp.einsum("...sr,...re->...se", weights, value)
 
 
 class Attention(nnx.Module):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vdt.models import layout
+
 zeros = nnx.initializers.zeros_init()
 xavier = nnx.initializers.xavier_uniform()
 
@@ -79,11 +81,11 @@ class Residual(nnx.Module):
     if self.kind == "none":
       return x + self.body(self.norm(x), *args)
     signal = (
-      self.modulation(nnx.silu(time))
+      self.modulation(layout.whole(nnx.silu(time)))
       if self.kind == "zero"
       else shared + self.table[...].astype(shared.dtype)[None, None]
     )
-    shift, scale, gate = jnp.split(signal[:, :, None], 3, axis=-1)
+    shift, scale, gate = jnp.split(layout.whole(signal)[:, :, None], 3, axis=-1)
     return x + gate * self.body(modulate(self.norm(x), shift, scale), *args)
 
 

@@ -31,6 +31,11 @@ def tokens(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
   return x if devices("sequence") == 1 else jax.lax.with_sharding_constraint(x, _spec(split, None))
 
 
+def whole(x: Float[Array, "b f d"]) -> Float[Array, "b f d"]:
+  """What each frame is modulated by, on every device of `sequence`: it is small, and both layouts need it."""
+  return x if devices("sequence") == 1 else jax.lax.with_sharding_constraint(x, P(BATCH, None, None))
+
+
 def heads(x: Float[Array, "b f n k e"], split: int) -> Float[Array, "b f n k e"]:
   """Queries, keys, values or outputs with `split` laid over `sequence` and heads over `tensor`."""
   return x if devices("sequence") == 1 else jax.lax.with_sharding_constraint(x, _spec(split, "tensor", None))

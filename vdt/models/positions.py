@@ -20,9 +20,10 @@ def rope_angles(coordinates: Float[np.ndarray, "s axes"], head_size: int) -> Flo
   return np.concatenate(angles, -1).astype(np.float32)
 
 
-def rotate(x: Float[Array, "b k s e"], angles: Float[np.ndarray, "s e2"]) -> Float[Array, "b k s e"]:
+def rotate(x: Float[Array, "*b s e"], angles: Float[np.ndarray, "s e2"]) -> Float[Array, "*b s e"]:
   """x with each pair (x_i, x_{i + e/2}) turned by its position's angle."""
-  cos, sin = jnp.asarray(np.cos(angles), x.dtype)[None, None], jnp.asarray(np.sin(angles), x.dtype)[None, None]
+  angles = angles.reshape(*(1,) * (x.ndim - 2), *angles.shape)
+  cos, sin = jnp.asarray(np.cos(angles), x.dtype), jnp.asarray(np.sin(angles), x.dtype)
   first, second = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 

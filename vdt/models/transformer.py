@@ -224,6 +224,7 @@ class VideoDiT(nnx.Module):
     if padding:
       tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0), (0, 0)))
       time = jnp.pad(time, ((0, 0), (0, padding), (0, 0)))
+    time = layout.whole(time)
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
     tokens = self.repeat(layout.tokens(tokens, layout.FRAMES), time, shared, cells)
     tokens, time = tokens[:, : cells[0]], time[:, : cells[0]]

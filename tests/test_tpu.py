@@ -1,0 +1,70 @@
+"""What the TPU compiler makes of the training step, with no TPU: libtpu compiles for a described slice."""
+
+import importlib.util
+import math
+import re
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from vdt.config import AXES
+from vdt.diffusion import RectifiedFlow
+from vdt.models import TransformerConfig
+from vdt.sharding import BATCH, place
+
+missing = importlib.util.find_spec("libtpu") is None
+pytestmark = pytest.mark.skipif(missing, reason="libtpu is not installed: pip install -e '.[tpu]'")
+BATCHES, FRAMES, SIZE, WIDTH = 4, 8, (32, 32), 256
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+  """The text of a gradient step, compiled for 8 chips of v5e: its all-to-alls, and the sizes of what it gathers."""
+  for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+    monkeypatch.setenv(name, value)
+  from jax.experimental import topologies
+
+  devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+
+  def compile(pattern, **axes):
+    shape = [axes.get(axis, 1) for axis in AXES]
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    model = TransformerConfig(depth=2 * len(pattern), width=WIDTH, heads=4, patch=(1, 4, 4), pattern=pattern)
+    network = model.build(FRAMES, SIZE, dict(mesh.shape))
+    batch = lambda *shape: jax.ShapeDtypeStruct((BATCHES, *shape), "float32", sharding=NamedSharding(mesh, BATCH))
+    video, given = batch(FRAMES, *SIZE, 3), batch(FRAMES, *SIZE, 1)
+
+    def loss(params, x0, noise, t, given):
+      return RectifiedFlow().losses(partial(network.apply, params), x0, noise, t, {"given": given}).mean()
+
+    params = place(jax.eval_shape(network.init, jax.random.key(0)), mesh)
+    with jax.set_mesh(mesh):
+      text = jax.jit(jax.grad(loss)).lower(params, video, video, batch(), given).compile().as_text()
+    found = {"all-to-all": 0, "all-gather": []}
+    for shape, name in re.findall(r"= \(?\w+\[([\d,]*)\].* (all-to-all|all-gather)(?:-start)?\(", text):
+      if name == "all-to-all":
+        found[name] += 1
+      else:
+        found[name].append(math.prod(map(int, shape.split(","))))
+    return found
+
+  return compile
+
+
+@pytest.mark.parametrize(
+  "pattern, switches",
+  [((("space",), ("time",)), 2), ((("time", "space"),), 2), ((("space", "joint"),), 4), ((("space",),), 0)],
+  ids=str,
+)
+def test_layouts_switch_by_all_to_all_and_gather_no_activations(compiled, pattern, switches):
+  """Each switch once in the scanned body of the forward pass and once in that of the backward pass.
+
+  Joint attention takes queries, keys and values to other devices and its output back. What is gathered is what frames
+  are modulated by: no larger than a frame's, where tokens have as many as there are patches.
+  """
+  found = compiled(pattern, data=2, sequence=4)
+  assert found["all-to-all"] == 2 * switches
+  assert max(found["all-gather"], default=0) <= BATCHES // 2 * FRAMES * 3 * WIDTH
