@@ -30,7 +30,7 @@ def get_config(variant: str = "full") -> Config:
     model=TransformerConfig.sized("S", patch=(1, 4, 4), classes=12),
     diffusion=RectifiedFlow(),
     tasks=Tasks(generation=0.5, prediction=0.5),
-    sampler=Sampler(method="heun", steps=24, churn=0.4),
+    sampler=Sampler(method="heun", steps=32, churn=0.4),
     optimizer=AdamW(lr=2e-4, warmup=1_000),
     evals={
       "loss": ValLoss(tasks=tasks),
