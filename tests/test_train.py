@@ -14,6 +14,7 @@ from vdt.checkpoint import Checkpointer
 from vdt.diffusion import RectifiedFlow
 from vdt.evals.val_loss import ValLoss
 from vdt.train import PATIENCE, Stop, train
+from vdt.workdirs import claim
 from vdt.writer import read_rows
 
 
@@ -88,3 +89,23 @@ def test_evals_are_checked_against_what_is_held_out_before_training(data_dir):
   made.evals = {"loss": ValLoss(count=300)}
   with pytest.raises(ValueError, match=r"evals\.loss needs 300 clips, split 'test' has 256"):
     made.build()
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path, data_dir):
+  made = config(data_dir, (), 1)
+  with claim(str(tmp_path), made, None), pytest.raises(ValueError, match="another process trains in"):
+    train(made, str(tmp_path))
+  with claim(str(tmp_path), made, None):
+    pass
+
+
+def test_a_start_that_saved_nothing_may_be_corrected(tmp_path, data_dir):
+  made = config(data_dir, (), 1)
+  made.init_from = "/nowhere"
+  with pytest.raises(FileNotFoundError, match="no checkpoints at /nowhere"):
+    train(made, str(tmp_path))
+  made.init_from, made.model.depth = "", 4
+  assert int(train(made, str(tmp_path)).step) == 1
+  made.model.depth = 2
+  with pytest.raises(ValueError, match=r"holds a run of another config \(model.depth 4 -> 2\)"):
+    train(made, str(tmp_path))

@@ -135,8 +135,6 @@ def run(
     return
   folder = epath.Path(out or f"{workdir}/samples")
   folder.mkdir(parents=True, exist_ok=True)
-  for old in (*folder.glob("[0-9][0-9][0-9][0-9].mp4"), *folder.glob("[0-9][0-9][0-9][0-9].webp")):
-    old.unlink()  # of a larger count
   made = video.to_uint8(made)
   for number, each in enumerate(made):
     (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, held_out.fps()))

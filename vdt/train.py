@@ -35,12 +35,12 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   with Stop() as stop:
     mesh, network = config.build()
     agree(config)
-    workdirs.claim(workdir, config, origin)
     optimizer = config.optimizer.build()
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     new_state = partial(checkpoint.new_state, network, optimizer, init_key)
 
-    with jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints:
+    claimed = workdirs.claim(workdir, config, origin)
+    with claimed, jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints:
       like = sharding.place(jax.eval_shape(new_state), mesh)
       placed = jax.tree.map(lambda leaf: leaf.sharding, like)
       fresh = checkpoints.newest is None
@@ -58,7 +58,9 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
         tables = evaluate(config, network, state.ema, config.evals)
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
-      print(write_report(config, network, state.ema, tables, workdir))
+      page = write_report(config, network, state.ema, tables, workdir)
+      if distributed.first():
+        print(page)
   return state
 
 

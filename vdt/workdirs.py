@@ -1,10 +1,13 @@
 """A run describes itself: config.json in its workdir, from which later programs find the experiment again."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import pathlib
 import platform
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -34,27 +37,34 @@ def environment() -> dict[str, str]:
   return {"python": platform.python_version(), **versions, "devices": devices, "sources": source_hash()}
 
 
-def claim(workdir: str, config: Config, origin: list[str] | None) -> None:
-  """Makes `workdir` this run's and writes config.json; `origin` is the flags that name its experiment.
+@contextlib.contextmanager
+def claim(workdir: str, config: Config, origin: list[str] | None) -> Iterator[None]:
+  """Makes `workdir` this run's, as long as it lasts, and writes config.json; `origin` is the flags of its experiment.
 
-  A workdir that holds checkpoints of another run is refused (ValueError), so is one that cannot be written (OSError).
-  Going on with other sources than those it was begun with is told on stderr.
+  A workdir that another run is in, or that holds checkpoints of another one, is refused (ValueError), so is one that
+  cannot be written (OSError). Going on with other sources than those it was begun with is told on stderr. A bucket
+  (gs://...) cannot be locked, and is not.
   """
-  path = epath.Path(workdir)
-  resolved = json.loads(json.dumps(to_dict(config)))
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    now = environment()
-    if (path / "config.json").exists() and saved(path):
-      refuse_another(workdir, config)
-      if (before := read(workdir)["environment"]).get("sources") != now["sources"]:
-        print(f"{workdir} was made by sources {before.get('sources')}, these are {now['sources']}", file=sys.stderr)
-    content = {"origin": origin or [], "config": resolved, "environment": now}
-    distributed.barrier("config.json is read")
-    if distributed.first():
-      rewrite(path / "config.json", json.dumps(content, indent=2))
-  except OSError as error:
-    raise OSError(f"workdir {workdir} cannot be written ({error.strerror or error}): name another --workdir") from error
+  path, now = epath.Path(workdir), environment()
+  with contextlib.ExitStack() as held:
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      if distributed.first() and "://" not in workdir:
+        fcntl.flock(held.enter_context(open(path / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if (path / "config.json").exists() and saved(path):
+        refuse_another(workdir, config)
+        if (before := read(workdir)["environment"]).get("sources") != now["sources"]:
+          print(f"{workdir} was made by sources {before.get('sources')}, these are {now['sources']}", file=sys.stderr)
+      distributed.barrier("config.json is read")
+      if distributed.first():
+        content = {"origin": origin or [], "config": to_dict(config), "environment": now}
+        rewrite(path / "config.json", json.dumps(content, indent=2))
+    except BlockingIOError:
+      raise ValueError(f"another process trains in {workdir}: wait for it, or name another --workdir") from None
+    except OSError as error:
+      reason = error.strerror or error
+      raise OSError(f"workdir {workdir} cannot be written ({reason}): name another --workdir") from error
+    yield
 
 
 def saved(path: epath.Path) -> bool:
