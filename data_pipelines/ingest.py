@@ -97,6 +97,8 @@ def ingest(
   names = sources.find_files(directory, skip=(out, _partial(out), captions, test_sources))
   rows, notes = sources.read_captions(captions, names) if captions else ({}, [])
   tests = sources.choose_tests(names, test_sources, test_fraction)
+  if workers is not None and workers < 1:
+    raise ValueError(f"workers must be at least 1, not {workers}")
   workers = workers or len(os.sched_getaffinity(0))
   entries = sources.make_entries(names, rows, tests, workers)
   recipe = dataclasses.asdict(settings) | {"size": list(settings.size)}

@@ -58,6 +58,10 @@ def fails(capsys, *argv):
     ({"sampler.steps": 0}, "sampler.steps is 0"),
     ({"tasks.generation": 0, "tasks.prediction": 0, "tasks.completion": 0}, "and one is more"),
     ({"optimizer.decay": 1}, "optimizer.decay 1 is less than steps 2"),
+    ({"optimizer.lr": "nan"}, "lr and clip are above 0"),
+    ({"micro_batches": 3}, "times micro_batches = 3"),
+    ({"diffusion.shift": 0}, "shift is above 0"),
+    ({"sampler.churn": -1}, "sampler.churn is -1.0"),
     ({"profile": "5"}, 'write it as "FIRST:LAST"'),
     ({"init_from": "/nowhere"}, "no checkpoints at /nowhere"),
   ],
@@ -95,6 +99,7 @@ def test_an_unwritable_workdir(capsys, tmp_path, data_dir):
 def test_a_run_of_another_config_is_refused(capsys, run, data_dir):
   said = fails(capsys, "train", *flags(data_dir, run, **{"model.depth": 4}))
   assert "holds a run of another config (model.depth 2 -> 4)" in said
+  assert "is at step 2, past steps = 1" in fails(capsys, "train", *flags(data_dir, run, steps=1))
 
 
 def test_a_checkpoint_of_another_model_is_refused(capsys, run, tmp_path, data_dir):
@@ -125,7 +130,7 @@ def test_given_frames_of_the_wrong_size_or_number(capsys, run, tmp_path):
   assert "given frames are (8, 8), the model makes (16, 16)" in sample(f"--given={tmp_path}/small.npy")
   assert "float64 of shape (2, 16, 16, 3): given frames are uint8" in sample(f"--given={tmp_path}/float.npy")
   assert "takes 3 given frames, the file has 2" in sample(f"--given={tmp_path}/few.npy", "--given_frames=3")
-  assert "task generation with 1 given frames gives none" in sample(
+  assert "task generation with 1 given frames gives no whole one" in sample(
     f"--given={tmp_path}/few.npy", "--task=generation", "--given_frames=1"
   )
   assert "8 given frames of 8" in sample("--task=prediction", "--given_frames=8")

@@ -69,7 +69,9 @@ class Checkpointer:
     target = like._asdict()
     with self.reading(step):
       saved = self.manager.item_metadata(step)
-      check_same(shapes(saved.tree if hasattr(saved, "tree") else saved), shapes(target), f"checkpoint {step}")
+      if not (found := shapes(saved.tree if hasattr(saved, "tree") else saved)):
+        raise ValueError("its metadata is missing")
+      check_same(found, shapes(target), f"checkpoint {step}")
       return State(**self.manager.restore(step, args=ocp.args.StandardRestore(target)))
 
   @contextlib.contextmanager

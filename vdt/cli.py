@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(rest: list[str]) -> None:
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(77))  # until training has handlers of its own: restart me
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "where the run lives; a run that is there goes on", flag_values=values)
   config, origin = parse(rest, values)

@@ -92,7 +92,7 @@ class AdamW:
 
   def build(self) -> optax.GradientTransformation:
     """Updates for a learning rate of 1: the training step multiplies them by `schedule` of its own step."""
-    if min(self.lr, self.clip) <= 0 or min(self.warmup, self.decay, self.weight_decay) < 0:
+    if not (self.lr > 0 and self.clip > 0 and min(self.warmup, self.decay, self.weight_decay) >= 0):
       raise ValueError(f"{self}: lr and clip are above 0, warmup, decay and weight_decay at least 0")
     return optax.chain(optax.clip_by_global_norm(self.clip), self.rule())
 
@@ -180,6 +180,8 @@ class Config:
     self.data.prepare()
     dataclasses.replace(self.data, split="test").prepare()  # the report shows it
     for name, each in self.evals.items():
+      if each.every < 0 or each.clips < 1:
+        raise ValueError(f"evals.{name} has every {each.every} and {each.clips} clips: at least 0 and 1")
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
       if each.clips > len(held_out):

@@ -29,6 +29,8 @@ def join() -> None:
     if not all(values):
       raise ValueError(f"set all of {', '.join(EXPLICIT)}, or none: they are {', '.join(map(str, values))}")
     address, count, index = values
+    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+      raise ValueError(f"JAX_NUM_PROCESSES is {count}, JAX_PROCESS_ID {index}: a number, and one below it from 0 on")
     jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
   elif any(several(os.environ[name]) for name, several in SCHEDULED.items() if name in os.environ):
     jax.distributed.initialize()

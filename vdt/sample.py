@@ -104,6 +104,11 @@ def run(
   given: a file with frames for those that the task leaves to the user (see `place`); without it held-out clips give
   them. ValueError for given frames of another size or number than the model's, an unknown label, or as `generate`.
   """
+  folder = epath.Path(out or f"{workdir}/samples")
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
   mesh, network, params, step = load(config, workdir, step)
   held_out = dataclasses.replace(config.data, split="test")
   clips = first(held_out, count)
@@ -133,8 +138,6 @@ def run(
     )
   if not distributed.first():
     return
-  folder = epath.Path(out or f"{workdir}/samples")
-  folder.mkdir(parents=True, exist_ok=True)
   made = video.to_uint8(made)
   for number, each in enumerate(made):
     (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, held_out.fps()))
@@ -159,7 +162,9 @@ def place(
   mask = np.asarray(given_plans.plan(task, k_mask, (1, *shape), config.model.patch[0], given_frames))
   where = np.flatnonzero(mask.max(axis=(0, 2, 3, 4)))
   if not len(where):
-    raise ValueError(f"task {task} with {given_frames} given frames gives none: choose another --task, or give more")
+    raise ValueError(
+      f"task {task} with {given_frames} given frames gives no whole one: choose another --task, or raise --given_frames"
+    )
   if len(where) > len(frames):
     raise ValueError(f"task {task} takes {len(where)} given frames, the file has {len(frames)}")
   clip = np.zeros((*shape, 3), np.uint8)

@@ -111,7 +111,7 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
 
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     params, ema, opt = keep((params, ema, opt), (state.params, state.ema, state.opt))
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite, "stop": batch["stop"].max()}
@@ -201,12 +201,12 @@ class Stop:
   """SIGTERM and SIGINT: they end the program where it is, with its exit code, but for `wait`, where the loop looks.
 
   Where a run has several processes, each step carries their flags, so that all of them see at the same step that one
-  of them got a signal; none of them leaves alone.
+  of them got a signal.
   """
 
   def __init__(self):
     self.signal: int = 0
-    self.waits = not distributed.alone()
+    self.waits = False
 
   def __enter__(self) -> "Stop":
     self.before = {each: signal.signal(each, self.catch) for each in (signal.SIGTERM, signal.SIGINT)}
@@ -229,8 +229,8 @@ class Stop:
   @contextlib.contextmanager
   def wait(self, waits: bool = True) -> Iterator[None]:
     """Inside, a signal waits for the loop to look at it. One that came is obeyed at the end."""
-    before, self.waits = self.waits, waits or not distributed.alone()
-    if self.signal and not self.waits:
+    before, self.waits = self.waits, waits
+    if self.signal and not waits:
       self.leave(self.signal)
     try:
       yield

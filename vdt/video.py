@@ -67,7 +67,10 @@ def png(picture: UInt8[np.ndarray, "y x 3"]) -> bytes:
 
 def read_frames(path: str) -> UInt8[np.ndarray, "f h w 3"]:
   """The frames in a .npy file. ValueError unless they are (f, h, w, 3) bytes."""
-  frames = np.load(path, allow_pickle=False)
-  if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+  try:
+    frames = np.load(path, allow_pickle=False)
+  except (ValueError, EOFError) as error:
+    raise ValueError(f"{path} is no .npy file of numbers ({error})") from error
+  if frames.ndim != 4 or not len(frames) or frames.shape[-1] != 3 or frames.dtype != np.uint8:
     raise ValueError(f"{path} holds {frames.dtype} of shape {frames.shape}: given frames are uint8 (f, h, w, 3)")
   return frames

@@ -51,8 +51,10 @@ def claim(workdir: str, config: Config, origin: list[str] | None) -> Iterator[No
       path.mkdir(parents=True, exist_ok=True)
       if distributed.first() and "://" not in workdir:
         fcntl.flock(held.enter_context(open(path / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-      if (path / "config.json").exists() and saved(path):
+      if (path / "config.json").exists() and (steps := saved(path)):
         refuse_another(workdir, config)
+        if max(steps) > config.steps:
+          raise ValueError(f"{workdir} is at step {max(steps)}, past steps = {config.steps}: raise it")
         if (before := read(workdir)["environment"]).get("sources") != now["sources"]:
           print(f"{workdir} was made by sources {before.get('sources')}, these are {now['sources']}", file=sys.stderr)
       distributed.barrier("config.json is read")
@@ -67,10 +69,10 @@ def claim(workdir: str, config: Config, origin: list[str] | None) -> Iterator[No
     yield
 
 
-def saved(path: epath.Path) -> bool:
-  """Whether a checkpoint is there, complete: Orbax gives one its name, the step, when it is."""
+def saved(path: epath.Path) -> list[int]:
+  """The steps of complete checkpoints: Orbax gives one its name, the step, when it is."""
   folder = path / "checkpoints"
-  return folder.exists() and any(child.name.isdigit() for child in folder.iterdir())
+  return [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.exists() else []
 
 
 def rewrite(path: epath.Path, text: str) -> None:
