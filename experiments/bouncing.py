@@ -41,16 +41,9 @@ def get_config(variant: str = "full") -> Config:
       pass
     case "demo" | "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=16)
-      config.model = TransformerConfig(
-        depth=4,
-        width=128,
-        heads=4,
-        patch=(1, 4, 4),
-        pattern=(("space", "time"),),
-        classes=4,
-        remat="dots",  # what it saves in memory traffic is worth more than what it computes again
-        dtype="float32",
-      )
+      # What "dots" saves in memory traffic is worth more than what it computes again.
+      small = dict(pattern=(("space", "time"),), remat="dots", dtype="float32")
+      config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), classes=4, **small)
       config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")  # the path of a bright ball is settled at t > 0.7
       config.sampler = Sampler(method="heun", steps=32, churn=0.4)  # without churn balls fade out for some frames
       config.ema = 0.99

@@ -42,16 +42,8 @@ def get_config(variant: str = "full") -> Config:
   )
   if variant.startswith("tiny"):
     config.data = SimulatedClips(name=sets[variant], frames=8, size=(16, 16), batch_size=16)
-    config.model = TransformerConfig(
-      depth=4,
-      width=128,
-      heads=4,
-      patch=(1, 4, 4),
-      pattern=(("space", "time"),),
-      classes=12,
-      remat="dots",
-      dtype="float32",
-    )
+    small = dict(pattern=(("space", "time"),), remat="dots", dtype="float32")
+    config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), classes=12, **small)
     config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")
     config.ema = 0.99
     config.steps, config.log_every, config.save_every = 2_000, 10, 500

@@ -44,15 +44,8 @@ def get_config(variant: str = "full") -> Config:
       pass
     case "tiny":
       config.data = Clips(name="real_clips", frames=8, size=(32, 32), batch_size=8, flip=True, turn=True)
-      config.model = TransformerConfig(
-        depth=4,
-        width=128,
-        heads=4,
-        patch=(1, 4, 4),
-        pattern=(("space", "time"),),
-        remat="dots",
-        dtype="float32",
-      )
+      small = dict(pattern=(("space", "time"),), remat="dots", dtype="float32")
+      config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), **small)
       config.diffusion = RectifiedFlow(shift=6.0, prediction="x0", anomaly=4.0)
       config.tasks = Tasks(prediction=1.0)
       config.sampler = Sampler(method="euler", steps=2)  # after so little training more steps are sharper and worse

@@ -16,10 +16,9 @@ from vdt.diffusion.guidance import guided
 class Sampler:
   """method: "euler" (`steps` network evaluations) or "heun" (2 steps - 1; Algorithm 1 of arXiv:2206.00364).
 
-  churn: fresh noise before each step, as in Algorithm 2 of the same, whose S_churn / N it is
-  (at most 0.41 there); 0 = deterministic. Later
-  steps can then mend what earlier ones got wrong. guidance_scale: 1 = off. guidance_interval: the diffusion times
-  between which guidance acts.
+  churn: fresh noise before each step, as in Algorithm 2 of the same, whose gamma it is (at most 0.41 there); 0 =
+  deterministic. Later steps can then mend what earlier ones got wrong. guidance_scale: 1 = off. guidance_interval: the
+  diffusion times between which guidance acts.
   """
 
   method: str = "euler"

@@ -22,6 +22,7 @@ REMAT: dict[str, Callable] = {
   "full": jax.checkpoint,
 }
 SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:2401.03048, table 1)
+  "XS": dict(depth=4, width=128, heads=4),  # ours: for minutes on a CPU
   "S": dict(depth=12, width=384, heads=6),
   "B": dict(depth=12, width=768, heads=12),
   "L": dict(depth=24, width=1024, heads=16),
@@ -65,7 +66,7 @@ class TransformerConfig:
 
   @classmethod
   def sized(cls, name: str, **fields) -> "TransformerConfig":
-    """A named size: S, B, L, XL (Latte's), XL-9x128, XL-10x128 (heads that fill a TPU's lanes)."""
+    """A named size: XS (ours), S, B, L, XL (Latte's), XL-9x128, XL-10x128 (heads that fill a TPU's lanes)."""
     return cls(**{**SIZES[name], **fields})
 
   def entries(self) -> list[list[tuple[str, str]]]:
