@@ -139,8 +139,15 @@ def loop(
     due = {name: each for name, each in config.evals.items() if each.every and step % each.every == 0}
     due = {name: each for name, each in due.items() if not any(column.startswith(f"{name}/") for column in columns)}
     if due and 0 < step < config.steps:
-      with stop.at_once(), log.paused():
-        log.write({"step": step, **flat(evaluate(config, network, state.ema, due))})
+      try:
+        with stop.at_once(), log.paused():
+          log.write({"step": step, **flat(evaluate(config, network, state.ema, due))})
+      except SystemExit:
+        farewell(step, stop.signal)
+        raise
+
+  def farewell(step: int, number: int) -> None:
+    log.say(f"stopped by {signal.Signals(number).name} at step {step}: everything is saved, run again to go on")
 
   start = int(state.step)
   evaluate_due(start)
@@ -172,7 +179,7 @@ def loop(
       checkpoints.save(state, wait=bool(stopped))
     log.bar.update()
     if stopped:
-      log.say(f"stopped by {signal.Signals(stopped).name} at step {done}: everything is saved, run again to go on")
+      farewell(done, stopped)
       stop.leave(stopped)
     if due:
       evaluate_due(done)
