@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 # Before the first import of PyTorch, which ours may cause: spinning made it six times slower on a machine not idle.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["JAX_PLATFORMS"] = "cpu"  # also where libtpu is installed
 
 import jax
 import jax.numpy as jnp
