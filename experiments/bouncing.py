@@ -48,7 +48,7 @@ def get_config(variant: str = "full") -> Config:
       config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")  # the path of a bright ball is settled at t > 0.7
       config.sampler = Sampler(method="heun", steps=32, churn=0.4)  # without churn balls fade out for some frames
       config.ema = 0.99
-      config.steps, config.log_every, config.save_every = 2_200, 10, 500
+      config.steps, config.log_every, config.save_every = 3_000, 10, 500
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
       if variant == "tiny":
         config.model.width, config.model.heads = 32, 1
