@@ -6,9 +6,9 @@ r"""A ball under gravity, bouncing, in four colours: does a factorized transform
 Variants: full (16 frames of 64 x 64, bfloat16, for an accelerator), demo (8 frames of 16 x 16, minutes on two CPU
 cores), tiny (the demo's shape, seconds, learns little).
 
-Measured, demo, one run on two CPU cores, 256 samples (results/bouncing_demo.json): intact 0.953 (64 samples of the
-run itself: 0.9375), trajectory residual 0.10 px, gravity 0.344 px/frame^2 against 0.350 on real clips. The sampler's
-steps and churn were chosen by this metric on earlier checkpoints.
+Measured, demo, one run on two CPU cores, its own 256 samples (results/bouncing_demo.json): intact 0.980, trajectory
+residual 0.09 px, gravity 0.3505 px/frame^2 against 0.3500 on real clips. The sampler's steps and churn were chosen by
+this metric on earlier checkpoints.
 """
 
 from data_pipelines.clips import SimulatedClips

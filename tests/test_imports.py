@@ -4,8 +4,20 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = {"train", "sample", "evaluate", "report"}
-BASE = {"host", "distributed", "config", "checkpoint", "sharding", "writer", "workdirs", "video"}
+PROGRAMS = {"train", "sample", "evaluate", "report", "plan"}
+BASE = {
+  "host",
+  "topology",
+  "roofline",
+  "distributed",
+  "config",
+  "checkpoint",
+  "sharding",
+  "writer",
+  "ledger",
+  "workdirs",
+}
+BASE |= {"video"}
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},
   **{name: BASE for name in BASE},

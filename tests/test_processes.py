@@ -3,6 +3,8 @@
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 from short import finish, last_step, rows, start_together
 
@@ -39,6 +41,48 @@ def test_two_processes_are_one_and_stop_together(tmp_path, data_dir):
   for mine, theirs in zip(rows(two), rows(tmp_path / "one"), strict=True):
     assert mine == pytest.approx(theirs, rel=1e-5)
   assert (two / "report.html").exists()
+
+
+def kill_at(step, workdir, processes, number=signal.SIGKILL):
+  """Sends all of them a signal, as soon as the run is at `step`."""
+  while last_step(workdir) < step:
+    assert all(process.poll() is None for process in processes), ends(processes)[1]
+    time.sleep(0.01)
+  for process in processes:
+    process.send_signal(number)
+  codes, said = ends(processes)
+  assert codes == [-number] * len(processes), said
+
+
+def arrays(workdir):
+  with Checkpointer(str(workdir), create=False) as checkpoints:
+    return jax.tree.leaves(checkpoints.arrays())
+
+
+def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir):
+  """Killed on data 4 x fsdp 2, on fsdp 4 x tensor 2, and ended on two devices of one process: the same losses.
+
+  A loss is that of its step's clips, noise and parameters, so other clips, or another order over steps, would show.
+  """
+  fields = {"steps": 30, "log_every": 1, "save_every": 5, "data.batch_size": 8}
+  first, second = {"mesh.data": 4, "mesh.fsdp": 2}, {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+  whole, same, other = (tmp_path / name for name in ("whole", "same", "other"))
+  codes, said = ends(start_together(whole, data_dir, 2, 4, **fields, **first))
+  assert codes == [0, 0], said
+
+  kill_at(12, same, start_together(same, data_dir, 2, 4, **fields, **first))
+  codes, said = ends(start_together(same, data_dir, 2, 4, **fields, **first))
+  assert codes == [0, 0], said
+  assert rows(same) == rows(whole)
+  for mine, theirs in zip(arrays(same), arrays(whole), strict=True):
+    np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+
+  kill_at(8, other, start_together(other, data_dir, 2, 4, **fields, **first))
+  kill_at(18, other, start_together(other, data_dir, 2, 4, **fields, **second))
+  code, _, err = finish(other, data_dir, devices=2, **fields)
+  assert code == 0, err
+  for mine, theirs in zip(rows(other), rows(whole), strict=True):
+    assert mine == pytest.approx(theirs, rel=1e-5)
 
 
 def test_processes_that_disagree_say_on_what(tmp_path, data_dir):

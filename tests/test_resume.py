@@ -6,7 +6,6 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from short import STEPS, finish, get_config, last_step, rows, start
 
@@ -22,7 +21,7 @@ def saved(workdir):
   """Every array of the last checkpoint, by path."""
   with Checkpointer(str(workdir), create=False) as checkpoints:
     assert checkpoints.newest == STEPS
-    return jax.tree.leaves(checkpoints.manager.restore(STEPS, args=ocp.args.StandardRestore()))
+    return jax.tree.leaves(checkpoints.arrays())
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +96,10 @@ def test_weights_of_eight_devices_start_a_run_on_one(whole, tmp_path, data_dir):
   train(sharded, str(tmp_path / "sharded"))
   code, _, err = finish(tmp_path / "run", data_dir, steps=2, save_every=1, init_from=tmp_path / "sharded")
   assert code == 0 and "step 2:" in err and "missing: none" in err and "other shape: none" in err, err
-  restore = lambda checkpoints, step: checkpoints.manager.restore(step, args=ocp.args.StandardRestore())
   with Checkpointer(str(tmp_path / "sharded"), create=False) as checkpoints:
-    theirs = restore(checkpoints, 2)["ema"]
+    theirs = checkpoints.arrays(2)["ema"]
   with Checkpointer(str(tmp_path / "run"), create=False) as checkpoints:
-    ours = restore(checkpoints, 1)
+    ours = checkpoints.arrays(1)
   rate = 1e-3 / 5  # of the first step; AdamW moves nothing by more, and the average less
   for name, bound in (("params", 1.01 * rate), ("ema", 0.91 * rate)):
     for mine, other in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(theirs), strict=True):

@@ -35,8 +35,8 @@ class Checkpointer:
     if not create and not self.directory.exists():
       raise FileNotFoundError(f"no checkpoints at {self.directory}: train there first, or name another --workdir")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=create)
-    handler = ocp.StandardCheckpointHandler()
-    self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handler)
+    handlers = {"state": ocp.StandardCheckpointHandler(), "ledger": ocp.JsonCheckpointHandler()}
+    self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
   def __enter__(self) -> "Checkpointer":
     return self
@@ -49,11 +49,12 @@ class Checkpointer:
   def newest(self) -> int | None:
     return self.manager.latest_step()
 
-  def save(self, state: State, wait: bool = False) -> None:
-    """Saves `state` under its step, unless that is saved already."""
+  def save(self, state: State, ledger: dict[str, float], wait: bool = False) -> None:
+    """Saves `state` under its step, and what it took beside it (`vdt.ledger`), unless that is saved already."""
     step = int(state.step)
     if step != self.newest:
-      self.manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+      items = {"state": ocp.args.StandardSave(state._asdict()), "ledger": ocp.args.JsonSave(ledger)}
+      self.manager.save(step, args=ocp.args.Composite(**items))
     if wait:
       self.manager.wait_until_finished()
 
@@ -68,11 +69,26 @@ class Checkpointer:
       raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
     target = like._asdict()
     with self.reading(step):
-      saved = self.manager.item_metadata(step)
+      saved = self.manager.item_metadata(step)["state"]
       if not (found := shapes(saved.tree if hasattr(saved, "tree") else saved)):
         raise ValueError("its metadata is missing")
       check_same(found, shapes(target), f"checkpoint {step}")
-      return State(**self.manager.restore(step, args=ocp.args.StandardRestore(target)))
+      return State(**self.state(step, ocp.args.StandardRestore(target)))
+
+  def state(self, step: int, args: Any) -> dict[str, Any]:
+    """The fields of the state saved at `step`, as `args` (of Orbax) has them."""
+    return self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+  def arrays(self, step: int | None = None) -> dict[str, Any]:
+    """The fields of the state saved at `step` (default: the newest), as they are there, on one device."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # it may have been saved on devices that are not
+    step = self.newest if step is None else step
+    with self.reading(step):
+      return self.state(step, ocp.args.StandardRestore(fallback_sharding=here))
+
+  def ledger(self, step: int) -> dict[str, float]:
+    """What the state saved at `step` had taken (`vdt.ledger`)."""
+    return self.manager.restore(step, args=ocp.args.Composite(ledger=ocp.args.JsonRestore()))["ledger"]
 
   @contextlib.contextmanager
   def reading(self, step: int) -> Iterator[None]:
@@ -123,10 +139,7 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
     if checkpoints.newest is None:
       raise ValueError(f"init_from: no checkpoint in {checkpoints.directory}")
     step = checkpoints.newest
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # it may have been saved on devices that are not
-    args = ocp.args.StandardRestore(fallback_sharding=here)
-    with checkpoints.reading(step):
-      saved = checkpoints.manager.restore(step, args=args)["ema"]
+    saved = checkpoints.arrays(step)["ema"]
   theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
   ours = shapes(params)
   matched = {path for path in ours if path in theirs and theirs[path].shape == ours[path]}

@@ -14,6 +14,7 @@ VERBS = {
   "train": "train an experiment, or go on with it: --config FILE.py[:VARIANT] --workdir DIR",
   "sample": "a checkpoint, and what you give, to videos: --workdir DIR",
   "evaluate": "a checkpoint to the experiment's metrics: --workdir DIR",
+  "plan": "what a config takes on a pod slice, and whether it fits: --config FILE.py[:VARIANT] --topology v5e:16x16",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
 EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   host.keep_freed_memory()
   try:
-    if verb != "ingest":
+    if verb not in ("ingest", "plan"):
       from vdt import distributed
 
       distributed.join()
@@ -85,6 +86,22 @@ def evaluate(rest: list[str]) -> None:
   from vdt import evaluate as program
 
   program.run(config, required(values, "workdir"), values.step, values.seed, values.json)
+
+
+def plan(rest: list[str]) -> None:
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # whatever chips this machine has, the plan is for others
+  values = flags.FlagValues()
+  flags.DEFINE_string("topology", None, "chip and shape of a slice (default: the config's)", flag_values=values)
+  flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1, flag_values=values)
+  flags.DEFINE_string("json", None, "also write the plan to this file", flag_values=values)
+  flags.DEFINE_integer("search", None, "try that many meshes, remats and micro-batches", flag_values=values)
+  config, _ = parse(rest, values)
+  from vdt import plan as program
+
+  name = values.topology or config.topology
+  if not name:
+    raise ValueError("name a slice with --topology, say v5e:16x16, or in the config's topology")
+  program.run(config, name, values.slices, values.json, values.search)
 
 
 def ingest(rest: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -45,28 +46,40 @@ class Model(Protocol):
 
   def build(self, frames: int, size: tuple[int, int], mesh_shape: dict[str, int]) -> Any: ...
   def flops(self, frames: int, size: tuple[int, int]) -> float: ...
+  def flops_by_part(self, frames: int, size: tuple[int, int]) -> dict[str, float]: ...
 
 
 @dataclasses.dataclass
 class Mesh:
-  """Devices along each axis; -1 for `data` takes all that are left."""
+  """Devices along each axis; -1 for `data` takes all that are left. Over several slices, `data` alone spans them."""
 
   data: int = -1
   fsdp: int = 1
   sequence: int = 1
   tensor: int = 1
 
-  def build(self) -> jax.sharding.Mesh:
-    """ValueError if the axes do not fit the devices there are."""
+  def build(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh of `devices`, by default all there are. ValueError if the axes do not fit them."""
     if min(self.fsdp, self.sequence, self.tensor) < 1 or self.data == 0:
       raise ValueError(f"mesh {dataclasses.asdict(self)}: an axis has at least 1 device, or -1 for data: all the rest")
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     rest = self.fsdp * self.sequence * self.tensor
-    data = devices // rest if self.data == -1 else self.data
-    if data < 1 or data * rest > devices:
-      raise ValueError(f"mesh {dataclasses.asdict(self)} needs {max(data, 1) * rest} devices, there are {devices}")
-    shape = (data, self.fsdp, self.sequence, self.tensor)
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 4, devices=jax.devices()[: data * rest])
+    data = len(devices) // rest if self.data == -1 else self.data
+    if data < 1 or data * rest > len(devices):
+      raise ValueError(f"mesh {dataclasses.asdict(self)} needs {max(data, 1) * rest} devices, there are {len(devices)}")
+    devices = devices[: data * rest]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if data % slices:
+      raise ValueError(
+        f"mesh.data {data} does not divide over {slices} slices, whose network carries no other axis: lower fsdp, "
+        f"sequence or tensor, or take a multiple"
+      )
+    inner, outer = (data // slices, self.fsdp, self.sequence, self.tensor), (slices, 1, 1, 1)
+    if slices == 1:
+      grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    else:
+      grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @dataclasses.dataclass
@@ -133,7 +146,8 @@ class Config:
   cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights, warmed
   up as min(ema, (1 + step) / (10 + step)). micro_batches: the parts in which a batch is worked off, one after the
   other, to need less memory; noise and times stay the batch's. init_from: a workdir whose average weights start this
-  run. profile: "A:B" traces the steps after A, up to B.
+  run. profile: "A:B" traces the steps after A, up to B. topology: the pod slice that the experiment is meant for, which
+  `vdt plan` checks it on, say "v5e:16x16".
   """
 
   steps: int
@@ -154,9 +168,16 @@ class Config:
   keep: int = 3
   init_from: str = ""
   profile: str = ""
+  topology: str = ""
 
   def build(self) -> tuple[jax.sharding.Mesh, Any]:
     """The mesh and the network, with the data made ready. ValueError names a field that cannot be, and what would."""
+    self.check()
+    self.prepare()
+    return self.layout()
+
+  def check(self) -> None:
+    """ValueError for fields that cannot be, on whatever devices and data."""
     for part in (self.diffusion, self.tasks, self.sampler, *self.evals.values()):
       dataclasses.replace(part)  # made anew, it checks what was set from the command line
     if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
@@ -177,11 +198,15 @@ class Config:
         f"optimizer.decay {self.optimizer.decay} is less than steps {self.steps}: the rest would train at a rate of 0; "
         f"set both"
       )
-    self.data.prepare()
-    dataclasses.replace(self.data, split="test").prepare()  # the report shows it
     for name, each in self.evals.items():
       if each.every < 0 or each.clips < 1:
         raise ValueError(f"evals.{name} has every {each.every} and {each.clips} clips: at least 0 and 1")
+
+  def prepare(self) -> None:
+    """Makes the data ready. ValueError where the evals or the model ask for more than is there."""
+    self.data.prepare()
+    dataclasses.replace(self.data, split="test").prepare()  # the report shows it
+    for name, each in self.evals.items():
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
       if each.clips > len(held_out):
@@ -194,7 +219,10 @@ class Config:
         f"the data set has {len(self.data.labels())} labels, model.classes is {self.model.classes}: raise it, or set "
         f"0 for none"
       )
-    mesh = self.mesh.build()
+
+  def layout(self, devices: list[Any] | None = None) -> tuple[jax.sharding.Mesh, Any]:
+    """The mesh of `devices`, by default all there are, and the network on it. ValueError where they do not fit."""
+    mesh = self.mesh.build(devices)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if self.micro_batches < 1 or self.data.batch_size % (parts * self.micro_batches):
       raise ValueError(
@@ -205,7 +233,19 @@ class Config:
 
 
 RATES = ("optimizer.lr", "optimizer.warmup", "optimizer.decay")
-RESUMABLE = ("steps", "mesh", "micro_batches", "evals", "sampler", "log_every", "save_every", "keep", "profile", *RATES)
+RESUMABLE = (
+  "steps",
+  "mesh",
+  "micro_batches",
+  "evals",
+  "sampler",
+  "log_every",
+  "save_every",
+  "keep",
+  "profile",
+  "topology",
+  *RATES,
+)
 """Fields that a run may change when it is resumed; with any other it would be another run."""
 
 

@@ -22,8 +22,10 @@ def join() -> None:
   """Joins the other processes of this run, where the environment names some; to be called before JAX is used.
 
   Either the three EXPLICIT variables say it (host:port of the first process, how many, which one is this), or Slurm, a
-  TPU pod or GKE does. ValueError if only some of the three are set.
+  TPU pod or GKE does. One that is not heard of for VDT_HEARTBEAT seconds (100) ends all others, by SIGABRT.
+  ValueError if only some of the three are set.
   """
+  waits = {"heartbeat_timeout_seconds": int(os.environ.get("VDT_HEARTBEAT", 100))}
   values = [os.environ.get(name) for name in EXPLICIT]
   if any(values[1:]):
     if not all(values):
@@ -31,9 +33,10 @@ def join() -> None:
     address, count, index = values
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
       raise ValueError(f"JAX_NUM_PROCESSES is {count}, JAX_PROCESS_ID {index}: a number, and one below it from 0 on")
-    jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
+    explicit = dict(coordinator_address=address, num_processes=int(count), process_id=int(index))
+    jax.distributed.initialize(**explicit, cluster_detection_method="deactivate", **waits)
   elif any(several(os.environ[name]) for name, several in SCHEDULED.items() if name in os.environ):
-    jax.distributed.initialize()
+    jax.distributed.initialize(**waits)
 
 
 def first() -> bool:

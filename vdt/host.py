@@ -7,8 +7,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6 lite": 918e12}
-"""bfloat16 FLOP/s of one chip, by `device_kind`, as Google states them."""
+from vdt.topology import CHIPS
+
+STARTED = time.time()
+"""When this process began, or nearly."""
 
 
 def keep_freed_memory() -> None:
@@ -28,8 +30,8 @@ def keep_freed_memory() -> None:
 def device_peak() -> float:
   """FLOP/s of one device: the maker's figure, or the best of several float32 matrix products measured now."""
   kind = jax.devices()[0].device_kind
-  if kind in PEAKS:
-    return PEAKS[kind]
+  if chip := next((chip for chip in CHIPS.values() if kind in chip.kinds), None):
+    return chip.peak
   side = 1536
   product = jax.jit(lambda a, b: a @ b)
   a = jax.block_until_ready(product(jnp.ones((side, side)), jnp.ones((side, side))))

@@ -140,7 +140,7 @@ def loop(
     due = {name: each for name, each in due.items() if not any(column.startswith(f"{name}/") for column in columns)}
     if due and 0 < step < config.steps:
       try:
-        with stop.at_once(), log.paused():
+        with stop.at_once(), log.spending("eval"):
           log.write({"step": step, **flat(evaluate(config, network, state.ema, due))})
       except SystemExit:
         farewell(step, stop.signal)
@@ -158,7 +158,7 @@ def loop(
     if first < done <= last and not tracing:
       jax.profiler.start_trace(f"{workdir}/profile")
       tracing = True
-    with log.waiting():
+    with log.spending("data"):
       batch = next(batches)
     batch = {name: batch[name] for name in ("video", "label")} | {"stop": stop.flags(len(batch["label"]))}
     state, metrics = update(state, sharding.put(batch, mesh))
@@ -176,7 +176,8 @@ def loop(
         None,
       )  # all rows up to a checkpoint are written before it is
       stopped = stopped or late
-      checkpoints.save(state, wait=bool(stopped))
+      with log.spending("save"):
+        checkpoints.save(state, log.ledger.summary(), wait=bool(stopped))
     log.bar.update()
     if stopped:
       farewell(done, stopped)
@@ -199,8 +200,8 @@ def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) 
     log.write({"step": step, "skipped": ids})
     if bad + 1 == PATIENCE:
       raise FloatingPointError(f"{PATIENCE} steps in a row up to {step} were not finite: lower optimizer.lr")
-  elif step % config.log_every == 0 or step == config.steps:
-    log.row(step, metrics)
+  due = step % config.log_every == 0 or step == config.steps
+  log.done(step, metrics if finite and due else None)
   return stopped, 0 if finite else bad + 1
 
 

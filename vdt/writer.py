@@ -11,16 +11,16 @@ import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from vdt import distributed
+from vdt import distributed, ledger
 from vdt.host import device_peak
 from vdt.workdirs import rewrite
 
-TIMINGS = ("step_time", "data_wait", "flops_per_second", "utilisation")
+TIMINGS = ("step_time", "data_wait", "save_wait", "flops_per_second", "utilisation", "goodput", "chip_hours")
 """The only columns of a metrics row that may differ between a run and the same run, resumed."""
 
 
 class Writer:
-  """Rows of metrics under `workdir`: metrics.jsonl, TensorBoard's events, and a progress bar.
+  """Rows of metrics under `workdir`: metrics.jsonl, TensorBoard's events, the ledger, and a progress bar.
 
   A run resumed at `step` drops the rows after it. flops: of one training step, over all `devices`.
   """
@@ -35,19 +35,36 @@ class Writer:
     self.flops, self.peak = flops, device_peak() * devices
     shown = dict(unit="step", dynamic_ncols=True, mininterval=1.0, file=sys.stderr, disable=not self.writes)
     self.bar = tqdm.tqdm(total=steps, initial=step, **shown)
+    self.ledger, self.compiled = ledger.Ledger(workdir, step, devices), False
     self.last = (step, time.perf_counter())
-    self.waited = 0.0
+    self.spent = dict.fromkeys(ledger.BESIDE, 0.0)
+
+  def done(self, step: int, metrics: dict[str, Any] | None) -> None:
+    """A step is done, and its metrics are to be a row, or not (None)."""
+    if metrics is not None:
+      self.row(step, metrics)
+    elif not self.compiled:
+      self.mark(step)  # what came before it was the start
+    self.compiled = True
 
   def row(self, step: int, metrics: dict[str, Any]) -> None:
-    """Writes the metrics of `step`, adding the mean timings since the last row."""
-    now = time.perf_counter()
-    count = max(step - self.last[0], 1)
-    seconds = (now - self.last[1]) / count
-    rate = self.flops / seconds
-    timings = dict(zip(TIMINGS, (seconds, self.waited / count, rate, rate / self.peak)))
-    self.last, self.waited = (step, now), 0.0
+    """Writes the metrics of `step`, adding the mean timings since the last row, and the run's own so far."""
+    spent, seconds, count = self.mark(step)
+    step_time = max(seconds - spent["save"] - spent["eval"], 1e-9) / count
+    rate = self.flops / step_time
+    whole = self.ledger.summary()
+    values = (step_time, spent["data"] / count, spent["save"] / count, rate, rate / self.peak)
+    timings = dict(zip(TIMINGS, (*values, whole["goodput"], whole["chip_hours"])))
     self.write({"step": step, **metrics, **timings})
     self.bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {rate / 1e9:.3g} GFLOP/s, {100 * rate / self.peak:.0f} %")
+
+  def mark(self, step: int) -> tuple[dict[str, float], float, int]:
+    """A line in the ledger; returns what was spent since the last one, the seconds since, and the steps."""
+    now, spent = time.perf_counter(), self.spent
+    seconds, count = now - self.last[1], max(step - self.last[0], 1)
+    self.ledger.mark(step, spent)
+    self.last, self.spent = (step, now), dict.fromkeys(ledger.BESIDE, 0.0)
+    return spent, seconds, count
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends one row, flushed; its numbers also go to TensorBoard. The first process alone writes."""
@@ -60,18 +77,13 @@ class Writer:
         self.events.add_scalar(name, value, row["step"])
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Keeps what is done inside (an eval, a report) out of the timings."""
+  def spending(self, what: str) -> Iterator[None]:
+    """Counts what is done inside as spent on `what` (`ledger.BESIDE`), and not on steps."""
     start = time.perf_counter()
-    yield
-    self.last = (self.last[0], self.last[1] + time.perf_counter() - start)
-
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts what is done inside as waiting for data."""
-    start = time.perf_counter()
-    yield
-    self.waited += time.perf_counter() - start
+    try:
+      yield
+    finally:
+      self.spent[what] += time.perf_counter() - start
 
   def say(self, text: str) -> None:
     if self.writes:
@@ -81,6 +93,7 @@ class Writer:
     return self
 
   def __exit__(self, *_) -> None:
+    self.mark(self.last[0])
     self.bar.close()
     if self.writes:
       self.events.close()

@@ -81,4 +81,4 @@ class Attention(nnx.Module):
     merged, by_axis = pattern.split(" -> ")
     y = rearrange(y, f"{by_axis} -> {merged}", b=b, f=f, n=n)
     y = layout.by_tokens(y, split) if joint else layout.heads(y, split)
-    return self.out(rearrange(y, "b f n k e -> b f n (k e)"))
+    return layout.tokens(self.out(rearrange(y, "b f n k e -> b f n (k e)")), split)

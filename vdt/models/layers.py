@@ -35,8 +35,9 @@ class MLP(nnx.Module):
     self.up = Dense(width, hidden, dtype=dtype, rngs=rngs)
     self.down = Dense(hidden, width, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: Float[Array, "b f n d"]) -> Float[Array, "b f n d"]:
-    return self.down(nnx.gelu(self.up(x), approximate=True))
+  def __call__(self, x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
+    """split: see `layout`."""
+    return layout.tokens(self.down(nnx.gelu(layout.hidden(self.up(x), split), approximate=True)), split)
 
 
 class TimeEmbedding(nnx.Module):

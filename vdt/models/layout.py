@@ -1,8 +1,9 @@
 """How tokens (b f n d) lie on a mesh: frames or patches over `sequence`, heads over `tensor`, and the switches between.
 
-Space attention needs all patches of a frame and time attention all frames of a patch. A sharding constraint alone makes
-the compiler gather whole activations between the two; one all-to-all moves each token once. Without a mesh, or where
-`sequence` has one device, nothing here does anything.
+Space attention needs all patches of a frame and time attention all frames of a patch. A sharding constraint alone
+makes the compiler gather whole activations between the two; one all-to-all moves each token once. Each layer's tokens
+are held to the batch's axes as well: left alone, the compiler hands the parameters' split of the width on to the
+tokens, and spends the step on reducing them. Without a mesh nothing here does anything.
 """
 
 from functools import partial
@@ -22,23 +23,34 @@ def devices(axis: str) -> int:
   return 1 if mesh.empty else mesh.shape.get(axis, 1)
 
 
+def constrain(x: Array, spec: P) -> Array:
+  """`x`, to lie as `spec` says."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec)
+
+
 def _spec(split: int, *rest: str | tuple[str, ...] | None) -> P:
   return P(BATCH, *("sequence" if axis == split else None for axis in (FRAMES, PATCHES)), *rest)
 
 
 def tokens(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
   """Tokens with `split` laid over `sequence`."""
-  return x if devices("sequence") == 1 else jax.lax.with_sharding_constraint(x, _spec(split, None))
+  return constrain(x, _spec(split, None))
+
+
+def hidden(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
+  """What is inside an MLP, its width over `tensor`."""
+  return constrain(x, _spec(split, "tensor"))
 
 
 def whole(x: Float[Array, "b f d"]) -> Float[Array, "b f d"]:
   """What each frame is modulated by, on every device of `sequence`: it is small, and both layouts need it."""
-  return x if devices("sequence") == 1 else jax.lax.with_sharding_constraint(x, P(BATCH, None, None))
+  return constrain(x, P(BATCH, None, None))
 
 
 def heads(x: Float[Array, "b f n k e"], split: int) -> Float[Array, "b f n k e"]:
   """Queries, keys, values or outputs with `split` laid over `sequence` and heads over `tensor`."""
-  return x if devices("sequence") == 1 else jax.lax.with_sharding_constraint(x, _spec(split, "tensor", None))
+  return constrain(x, _spec(split, "tensor", None))
 
 
 def _exchange(x: Array, split: int, join: int, before: P, after: P) -> Array:

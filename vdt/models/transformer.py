@@ -29,6 +29,7 @@ SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:240
   "XL": dict(depth=28, width=1152, heads=16),  # heads of 72 waste TPU lanes: kept for published weights
   "XL-9x128": dict(depth=28, width=1152, heads=9),
   "XL-10x128": dict(depth=28, width=1280, heads=10),
+  "2B": dict(depth=28, width=2048, heads=16),  # ours
 }
 
 
@@ -66,7 +67,7 @@ class TransformerConfig:
 
   @classmethod
   def sized(cls, name: str, **fields) -> "TransformerConfig":
-    """A named size: XS (ours), S, B, L, XL (Latte's), XL-9x128, XL-10x128 (heads that fill a TPU's lanes)."""
+    """A named size: XS (ours), S, B, L, XL (Latte's), XL-9x128, XL-10x128, 2B (heads that fill a TPU's lanes)."""
     return cls(**{**SIZES[name], **fields})
 
   def entries(self) -> list[list[tuple[str, str]]]:
@@ -97,19 +98,27 @@ class TransformerConfig:
 
   def flops(self, frames: int, size: tuple[int, int]) -> float:
     """Floating-point operations of one forward pass of one video: two a multiply-add, matrix products alone."""
+    return sum(self.flops_by_part(frames, size).values())
+
+  def flops_by_part(self, frames: int, size: tuple[int, int]) -> dict[str, float]:
+    """`flops` of the attention over each axis (without its dense layers), of what modulates, and of all else."""
     f, h, w = self.cells(frames, size)
     n, d = h * w, self.width
     context = {"space": n, "time": f, "causal": f, "joint": f * n}
-    repeats = self.depth // len(self.pattern)
-    total = 0
+    repeats = 2.0 * (self.depth // len(self.pattern))
+    cell = self.patch[0] * self.patch[1] * self.patch[2]
+    parts = {"dense": 2.0 * f * n * cell * (2 * self.channels + 1) * d, "modulation": 2.0 * f * (256 * d + 3 * d * d)}
+    if any(modulation == "single" for block in self.entries() for _, modulation in block):
+      parts["modulation"] += 2.0 * f * 6 * d * d
     for block in self.entries():
       for axis, modulation in block:
-        total += f * n * (4 * d * d + 2 * context[axis] * d) + (f * 3 * d * d if modulation == "zero" else 0)
-      total += f * n * 2 * self.mlp_ratio * d * d + (f * 3 * d * d if block[-1][1] == "zero" else 0)
-    cell = self.patch[0] * self.patch[1] * self.patch[2]
-    ends = f * n * cell * (2 * self.channels + 1) * d + f * (256 * d + 3 * d * d)
-    shared = f * 6 * d * d if any(m == "single" for block in self.entries() for _, m in block) else 0
-    return 2.0 * (repeats * total + ends + shared)
+        name = f"{axis} attention"
+        parts[name] = parts.get(name, 0.0) + repeats * f * n * 2 * context[axis] * d
+        parts["dense"] += repeats * f * n * 4 * d * d
+        parts["modulation"] += repeats * f * 3 * d * d * (modulation == "zero")
+      parts["dense"] += repeats * f * n * 2 * self.mlp_ratio * d * d
+      parts["modulation"] += repeats * f * 3 * d * d * (block[-1][1] == "zero")
+    return parts
 
   def build(self, frames: int, size: tuple[int, int], mesh_shape: dict[str, int]) -> Network:
     """The network for videos of this shape on a mesh of these axis sizes. ValueError says which field to change."""
@@ -168,7 +177,7 @@ class Block(nnx.Module):
       wanted = layout.SPLIT.get(attention.body.axis, split)
       x, split = layout.switch(x, split, wanted), wanted
       x = attention(x, time, for_attention, cells, split)
-    return self.mlp(x, time, for_mlp), split
+    return self.mlp(x, time, for_mlp, split), split
 
 
 class Pattern(nnx.Module):

@@ -1,0 +1,48 @@
+r"""Models for pod slices, on clips of your own: 16 frames of 256 x 256 pixels, 256 patches a frame.
+
+  vdt ingest FOLDER --out data/own_clips --size 256 --fps 8 --frames 16 --stride 8
+  vdt plan --config experiments/large.py:xl
+  vdt train --config experiments/large.py:xl --workdir gs://...
+
+Variants: xl (Latte's XL with heads that fill a TPU's lanes, 0.67 B parameters, for v5e:16x16), 2b (2.1 B parameters,
+for v5p:4x4x4), tiny (the same in small, on simulated clips). Large patches of pixels need the clean video as the
+network's output (arXiv:2511.13720). Measured: nothing yet; what the TPU compiler makes of xl and 2b is in docs/plans.
+"""
+
+from data_pipelines.clips import Clips, SimulatedClips
+from vdt.config import AdamW, Config, Mesh
+from vdt.diffusion import RectifiedFlow, Sampler, Tasks, resolution_shift
+from vdt.evals.val_loss import ValLoss
+from vdt.models import TransformerConfig
+
+
+def get_config(variant: str = "xl") -> Config:
+  config = Config(
+    steps=400_000,
+    data=Clips(name="own_clips", frames=16, size=(256, 256), batch_size=1024, flip=True),
+    model=TransformerConfig.sized("XL-9x128", patch=(1, 16, 16), remat="dots"),
+    diffusion=RectifiedFlow(prediction="x0", shift=resolution_shift(tokens=16 * 16 * 16, base_tokens=32 * 32)),
+    tasks=Tasks(generation=0.7, prediction=0.2, interpolation=0.1),
+    sampler=Sampler(method="heun", steps=32),
+    optimizer=AdamW(lr=1e-4, warmup=5_000),
+    evals={"loss": ValLoss(every=10_000)},
+    mesh=Mesh(fsdp=16),
+    micro_batches=4,
+    topology="v5e:16x16",
+  )
+  match variant:
+    case "xl":
+      pass
+    case "2b":
+      config.model = TransformerConfig.sized("2B", patch=(1, 16, 16), remat="dots")
+      config.mesh, config.topology = Mesh(fsdp=16), "v5p:4x4x4"
+    case "tiny":
+      config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=8)
+      config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), width=32, heads=1, dtype="float32", remat="dots")
+      config.mesh, config.topology = Mesh(), "v5e:2x4"
+      config.sampler.steps = 4
+      config.steps, config.log_every, config.save_every = 20, 5, 10
+      config.evals["loss"].count, config.evals["loss"].every = 8, 0
+    case _:
+      raise ValueError(f"unknown variant {variant!r}: choose xl, 2b or tiny")
+  return config

@@ -1,0 +1,74 @@
+"""`vdt plan`: what a config takes on a slice that is not there."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from vdt import cli, plan
+
+ROOT = Path(__file__).parents[1]
+CONFIG = f"--config={ROOT}/experiments/large.py"
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setattr(plan, "CACHE", tmp_path / "cache")
+
+
+def test_a_plan_adds_up_and_is_kept(tmp_path, capsys):
+  flags = [f"{CONFIG}:tiny", "--config.mesh.fsdp=4", "--config.micro_batches=1"]
+  seconds, said = [], []
+  for name in "ab":
+    start = time.monotonic()
+    cli.main(["plan", *flags, f"--json={tmp_path / name}"])
+    seconds.append(time.monotonic() - start)
+    said.append(capsys.readouterr().out)
+  assert said[0] == said[1] and seconds[1] < seconds[0] / 2, "the second one compiles nothing"
+  assert "1 x v5e:2x4, 8 chips" in said[0] and "MFU, estimated" in said[0]
+  found = json.loads((tmp_path / "a").read_text())
+  memory, train = found["memory"], found["train"]
+  parts = ("params", "ema", "opt", "batch", "activations", "temporaries")
+  assert sum(memory[part] for part in parts) == memory["peak"] < memory["chip"]
+  assert memory["params"] < 4 * found["parameters"], "fsdp shards them"
+  assert sum(train["bound"].values()) == pytest.approx(train["seconds"])
+  assert found["hardware_flops"] == pytest.approx(sum(found["model_flops"].values()), rel=0.3)
+  assert {each["kind"] for each in train["collectives"]} & {"all-gather", "all-reduce", "reduce-scatter"}
+  assert found["chip_hours"] == pytest.approx(8 * 20 * found["step_seconds"] / 3600)
+
+
+def test_what_does_not_fit_is_refused_with_its_numbers(capsys):
+  flags = [
+    "--config.mesh.fsdp=1",
+    "--config.micro_batches=1",
+    "--config.model.remat=none",
+    "--config.data.batch_size=64",
+  ]
+  with pytest.raises(SystemExit) as ended:
+    cli.main(["plan", f"{CONFIG}:2b", "--topology=v5e:2x4", *flags])
+  assert ended.value.code == 1
+  said = capsys.readouterr().err.strip().splitlines()[-1]
+  for part in ("does not fit v5e:2x4", "GiB", "the state being", "mesh.fsdp", "model.remat", "micro_batches"):
+    assert part in said, said
+
+
+@pytest.mark.parametrize(
+  "flags, said",
+  [
+    (["--topology=v5e:3x5"], "no slice v5e:3x5"),
+    (["--topology=h100"], "unknown topology"),
+    (["--topology=v5e:2x4", "--config.mesh.fsdp=16"], "needs 16 devices, there are 8"),
+    (["--topology=v5e:2x4", "--config.data.batch_size=3"], "not a multiple"),
+    (["--topology=v5e:2x2", "--slices=2", "--config.mesh.fsdp=8"], "does not divide over 2 slices"),
+    (["--config.topology="], "--topology"),
+  ],
+)
+def test_what_cannot_be_planned_is_said(capsys, flags, said):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(["plan", f"{CONFIG}:tiny", *flags])
+  assert ended.value.code == 1 and said in capsys.readouterr().err

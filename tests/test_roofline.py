@@ -1,0 +1,123 @@
+"""What a program costs a chip, against what can be counted by hand. The programs are compiled by the TPU compiler."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdt import roofline, topology
+from vdt.roofline import links
+from vdt.topology import CHIPS
+
+missing = importlib.util.find_spec("libtpu") is None
+needs_compiler = pytest.mark.skipif(missing, reason="libtpu is not installed: pip install -e '.[tpu]'")
+CHIP = CHIPS["v5e"]
+
+
+def cost(function, *shapes, dtype="bfloat16", name="v5e:2x4", spec=(), specs=None):
+  """The cost of a program on 8 chips along one axis; inputs lie as `spec`, or each as `specs` says."""
+  where = topology.describe(name)
+  mesh = jax.sharding.Mesh(np.array(where.devices), ("x",))
+  specs = specs or [spec] * len(shapes)
+  place = lambda shape, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(function).lower(*(place(*pair) for pair in zip(shapes, specs)))
+  return roofline.cost(lowered.compile(), where)
+
+
+@needs_compiler
+def test_a_matrix_product_takes_its_flops():
+  found = cost(lambda a, b: a @ b, (4096, 2048), (2048, 8192))
+  flops = 2 * 4096 * 2048 * 8192
+  assert found.flops == flops
+  assert found.seconds == pytest.approx(flops / CHIP.peak, rel=0.1)
+  assert found.bytes >= 2 * (4096 * 2048 + 2048 * 8192 + 4096 * 8192)
+
+
+@needs_compiler
+def test_a_sum_takes_its_bytes():
+  found = cost(lambda a, b: a + b, (8192, 8192), (8192, 8192))
+  moved = 3 * 2 * 8192 * 8192
+  assert found.flops == 0 and found.bytes == moved
+  assert found.seconds == pytest.approx(moved / CHIP.bandwidth)
+
+
+@needs_compiler
+def test_a_loop_counts_as_often_as_it_runs():
+  """Each round reads its own row of the stacked weights, not all of them."""
+
+  def layers(x, weights):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+  few, many = (cost(layers, (4096, 1024), (count, 1024, 1024)) for count in (4, 12))
+  assert many.flops == 3 * few.flops == 12 * 2 * 4096 * 1024 * 1024
+  assert many.bytes < 3.3 * few.bytes
+  stacked = cost(jax.grad(lambda x, w: layers(x, w).astype("float32").sum(), 1), (4096, 1024), (12, 1024, 1024)).stacked
+  assert 12 * 4096 * 1024 * 2 <= stacked <= 3 * 12 * 4096 * 1024 * 2, "the inputs of tanh or of the products are kept"
+
+
+def test_an_array_takes_the_tiles_that_hold_it():
+  """Rows of 4 numbers fill tiles of 8 x 128; laid out the other way, they fill 4 of 8 rows."""
+  hlo = pytest.importorskip("tensorflow.compiler.xla.service.hlo_pb2")
+  shape = hlo.HloModuleProto().computations.add().instructions.add().shape
+  shape.element_type = 11  # F32
+  shape.dimensions.extend([256, 4])
+  shape.layout.tiles.add().dimensions.extend([8, 128])
+  for order, elements in (([1, 0], 256 * 128), ([0, 1], 8 * 256)):
+    del shape.layout.minor_to_major[:]
+    shape.layout.minor_to_major.extend(order)
+    assert roofline.sizes(shape) == [(4 * elements, roofline.HBM)]
+
+
+@needs_compiler
+def test_what_is_reduced_over_chips_is_priced_by_its_links():
+  """A sum over 8 chips, each with a part of the contracted axis, of 4096 x 4096 values."""
+  found = cost(lambda a, b: a @ b, (4096, 8192), (8192, 4096), specs=[(None, "x"), ("x", None)])
+  ((kind, network), traffic), *rest = found.traffic.items()
+  assert network == "ici" and not rest and kind in ("all-reduce", "reduce-scatter")
+  assert traffic.bytes == 2 * 4096 * 4096
+  line = [(i, j, 0) for i in range(2) for j in range(4)]
+  assert traffic.seconds == pytest.approx(links(kind, traffic.bytes, line, (2, 4), CHIP))
+  assert found.flops == 2 * 4096 * 8192 * 4096 / 8
+  assert found.seconds >= found.flops / CHIP.peak + traffic.exposed
+
+
+def test_links_follow_the_equations_of_rings_and_lines():
+  shape, size = (16, 16), 1e9
+  row = [(0, i) for i in range(16)]
+  ring = links("all-gather", size, row, shape, CHIP)
+  assert ring == pytest.approx(size * 15 / 16 / (2 * CHIP.link))
+  assert links("all-reduce", size, row, shape, CHIP) == pytest.approx(2 * ring)
+  assert links("all-to-all", size, row, shape, CHIP) == pytest.approx(size * 16 / (8 * CHIP.link))
+  line = [(0, i) for i in range(4)]
+  assert links("all-gather", size, line, shape, CHIP) == pytest.approx(size * 3 / 4 / CHIP.link)
+  assert links("all-to-all", size, line, shape, CHIP) == pytest.approx(size * 4 / (4 * CHIP.link))
+  apart = [(0, 4 * i) for i in range(4)]  # three other groups share its links
+  assert links("all-gather", size, apart, shape, CHIP) == pytest.approx(4 * size * 3 / 4 / CHIP.link)
+  everyone = [(i, j) for i in range(16) for j in range(16)]
+  assert links("all-gather", size, everyone, shape, CHIP) == pytest.approx(size * 255 / 256 / (4 * CHIP.link))
+
+
+@pytest.mark.parametrize(
+  "name, slices, said",
+  [
+    ("v5litepod-16", 1, "unknown topology"),
+    ("v7x:2x2", 1, "unknown topology"),
+    ("v5p:16x16", 1, "have 3 axes"),
+    ("v5e:16x16", 0, "at least 1"),
+    pytest.param("v5e:3x4", 1, "no slice v5e:3x4", marks=needs_compiler),
+  ],
+)
+def test_slices_that_there_are_not_are_named(name, slices, said):
+  with pytest.raises(ValueError, match=said):
+    topology.describe(name, slices)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name, chips", [("v4:2x2x2", 8), ("v5e:4x8", 32), ("v5p:2x2x4", 16), ("v6e:4x4", 16)])
+def test_every_chip_is_one_device(name, chips):
+  assert len(topology.describe(name).devices) == chips

@@ -1,0 +1,271 @@
+"""A config and a pod slice: does it fit, and what will it cost? Compiled ahead of time: no TPU is needed."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import re
+import sys
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import tqdm
+from jax.sharding import NamedSharding
+
+from vdt import checkpoint, roofline, sharding, topology
+from vdt.config import Config
+from vdt.sample import CHUNK, make
+from vdt.topology import GIB, Slice
+from vdt.train import make_update
+
+CACHE = Path("~/.cache/vdt/plans")
+OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
+
+
+class TooLarge(ValueError):
+  """A program that needs more memory than a chip has; `used` and `there` are bytes of a chip."""
+
+  def __init__(self, text: str, used: float, there: float):
+    super().__init__(text)
+    self.used, self.there = used, there
+
+
+def plan(config: Config, name: str, slices: int = 1, cache: Path | None = CACHE) -> dict[str, Any]:
+  """What training and sampling `config` takes on `slices` slices named `name`, as JSON-able data.
+
+  Bytes and FLOPs are of one chip and one step unless named otherwise; what a program costs is found once and kept in
+  `cache`. TooLarge with what to change if it does not fit; ValueError for a config or a slice that cannot be.
+  """
+  where = topology.describe(name, slices)
+  config.check()
+  mesh, network = config.layout(where.devices)
+  optimizer = config.optimizer.build()
+  new_state = partial(checkpoint.new_state, network, optimizer)
+  state = sharding.place(jax.eval_shape(new_state, jax.random.key(0)), mesh)
+  placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+  update = make_update(config, network, optimizer, jax.random.key(config.seed))
+
+  rows = lambda count, shape, dtype: jax.ShapeDtypeStruct(
+    (count, *shape), dtype, sharding=NamedSharding(mesh, sharding.BATCH)
+  )
+  video, count = (config.data.frames, *config.data.size, config.model.channels), config.data.batch_size
+  batch = {"video": rows(count, video, "uint8"), **{key: rows(count, (), "int32") for key in ("label", "stop")}}
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  made = -(-CHUNK // parts) * parts
+  cond = {
+    "given": rows(made, (*video[:-1], 1), "float32"),
+    "label": rows(made, (), "int32"),
+    "null": rows(made, (), bool),
+  }
+  inputs = (rows(made, (2,), "uint32"), rows(made, video, "float32"), cond)
+  held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in ("params", "ema", "opt")}
+  with jax.set_mesh(mesh):
+    step = jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
+    sampling = make.lower(network.apply, config.diffusion, config.sampler, state.ema, *inputs)
+  try:
+    train, sample = (program(each, where, name, slices, cache) for each in (step, sampling))
+  except TooLarge as error:
+    raise TooLarge(refusal(config, error, float(sum(held.values())), mesh, name), error.used, error.there) from None
+
+  chips, chip = len(mesh.devices.flat), where.chip
+  forward = config.model.flops_by_part(config.data.frames, config.data.size)
+  model_flops = 3 * count * sum(forward.values())
+  seconds = train["seconds"]
+  hours = config.steps * seconds / 3600
+  return {
+    "topology": name,
+    "slices": slices,
+    "chips": chips,
+    "mesh": dict(mesh.shape),
+    "batch": count,
+    "micro_batches": config.micro_batches,
+    "remat": config.model.remat,
+    "parameters": parameters(config),
+    "memory": {
+      **held,
+      "batch": train["arguments"] - sum(held.values()),
+      "activations": train["activations"],
+      "temporaries": train["peak"] - train["arguments"] - train["activations"],
+      "peak": train["peak"],
+      "chip": chip.hbm,
+    },
+    "model_flops": {part: 3 * count * value for part, value in forward.items()},
+    "hardware_flops": train["flops"] * chips,
+    "train": train,
+    "sample": {**sample, "videos": made, "evaluations": sample["flops"] * chips / (made * sum(forward.values()))},
+    "step_seconds": seconds,
+    "mfu": model_flops / (chips * chip.peak * seconds),
+    "chip_hours": hours * chips,
+    "days": hours / 24,
+    "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
+  }
+
+
+def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def program(lowered: Any, where: Slice, name: str, slices: int, cache: Path | None) -> dict[str, Any]:
+  """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
+  told = [lowered.as_text(), name, str(slices), metadata.version("libtpu")]
+  told += [Path(module.__file__).read_text() for module in (roofline, topology, sys.modules[__name__])]
+  path = cache and cache.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
+  if path and path.exists():
+    return json.loads(path.read_text())
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if found := OUT_OF_MEMORY.search(str(error)):
+      used, there = (float(found[i]) * {"K": 2**10, "M": 2**20, "G": GIB}[found[i + 1]] for i in (1, 3))
+      raise TooLarge(str(error), used, there) from None
+    raise
+  memory, cost = compiled.memory_analysis(), roofline.cost(compiled, where)
+  found = {
+    "arguments": memory.argument_size_in_bytes,
+    "peak": memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes,
+    "activations": cost.stacked,
+    "seconds": cost.seconds,
+    "flops": cost.flops,
+    "bytes": cost.bytes,
+    "bound": dict(cost.bound),
+    "collectives": [
+      {"kind": kind, "network": network, **dataclasses.asdict(traffic)}
+      for (kind, network), traffic in sorted(cost.traffic.items())
+    ],
+    "top": {place: row.tolist() for place, row in sorted(cost.top.items(), key=lambda item: -item[1][0])[:40]},
+  }
+  if path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+  return found
+
+
+def refusal(config: Config, error: TooLarge, state: float, mesh: jax.sharding.Mesh, name: str) -> str:
+  """What a config that does not fit is told: the numbers, and what to change."""
+  levers = []
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  if state > 0.5 * error.there and mesh.shape["data"] > 1:
+    levers.append(f"raise mesh.fsdp ({mesh.shape['fsdp']}), over which the state lies")
+  if config.model.remat != "full":
+    levers.append(f'set model.remat to "full" (it is "{config.model.remat}")')
+  if config.data.batch_size // parts > config.micro_batches:
+    levers.append(f"raise micro_batches ({config.micro_batches}) to as much as {config.data.batch_size // parts}")
+  elif config.data.batch_size > parts:
+    levers.append(f"lower data.batch_size ({config.data.batch_size})")
+  levers.append("take more chips, or chips with more memory")
+  return (
+    f"does not fit {name}: a chip has {error.there / GIB:.2f} GiB, it needs {error.used / GIB:.2f}, the state being "
+    f"{state / GIB:.2f} (mesh {dict(mesh.shape)}, batch {config.data.batch_size}); {', or '.join(levers)}"
+  )
+
+
+def table(found: dict[str, Any]) -> str:
+  """A plan as text."""
+  gib = lambda value: f"{value / GIB:.2f} GiB"
+  memory, train, sample = found["memory"], found["train"], found["sample"]
+  chips, steps = found["chips"], found["step_seconds"]
+  total = sum(found["model_flops"].values())
+  share = {part: f"{part} {100 * value / total:.0f} %" for part, value in found["model_flops"].items()}
+  bound = ", ".join(
+    f"{name} {100 * value / train['seconds']:.1f} %"
+    for name, value in sorted(train["bound"].items(), key=lambda item: -item[1])
+  )
+  lines = [
+    ("slice", f"{found['slices']} x {found['topology']}, {chips} chips; mesh {found['mesh']}"),
+    ("batch", f"{found['batch']} clips, {found['micro_batches']} micro-batches, remat {found['remat']}"),
+    ("parameters", f"{found['parameters'] / 1e6:,.1f} M"),
+    *(
+      (f"HBM a chip: {name}", gib(memory[name]))
+      for name in ("params", "ema", "opt", "batch", "activations", "temporaries")
+    ),
+    ("HBM a chip: peak", f"{gib(memory['peak'])} of {gib(memory['chip'])}"),
+    ("model FLOPs a step", f"{total:.3e} ({', '.join(share.values())})"),
+    ("hardware FLOPs a step", f"{found['hardware_flops']:.3e}, {found['hardware_flops'] / total:.2f} of the model's"),
+    *(
+      (
+        f"{each['kind']} over {each['network'].upper()}",
+        f"{each['count']:.0f} a step, {each['bytes'] / 1e6:,.1f} MB a chip, {1e3 * each['seconds']:.2f} ms, of which "
+        f"{1e3 * each['exposed']:.2f} exposed",
+      )
+      for each in train["collectives"]
+    ),
+    ("step, estimated", f"{1e3 * steps:.1f} ms: {bound}"),
+    ("HBM traffic a step", f"{train['bytes'] / 1e9:.1f} GB a chip"),
+    ("MFU, estimated", f"{100 * found['mfu']:.1f} %"),
+    ("the run, estimated", f"{found['chip_hours']:,.0f} chip-hours, {found['days']:.1f} days"),
+    ("sampling, estimated", f"{sample['videos']} videos in {sample['seconds']:.2f} s, {gib(sample['peak'])} a chip"),
+  ]
+  width = max(len(name) for name, _ in lines)
+  return "\n".join(f"{name:{width}}  {value}" for name, value in lines)
+
+
+def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Config, dict[str, Any]]]:
+  """Plans of `limit` meshes, remats and micro-batches, those that fit, the fastest first.
+
+  They are tried in the order of what they compute twice and move, as far as their state and activations, by a rough
+  count, have room; the compiler has the last word.
+  """
+  where = topology.describe(name, slices)
+  powers = lambda most: [2**i for i in range(int(math.log2(most)) + 1)]
+  degrees = itertools.product(powers(len(where.devices) // slices), powers(8), powers(8), powers(64), REMAT)
+  ranked = []
+  for fsdp, sequence, tensor, micro, remat in degrees:
+    mesh = dataclasses.replace(config.mesh, data=-1, fsdp=fsdp, sequence=sequence, tensor=tensor)
+    model = dataclasses.replace(config.model, remat=remat)
+    each = dataclasses.replace(config, mesh=mesh, model=model, micro_batches=micro)
+    twice, kept = REMAT[remat]
+    parts = len(where.devices) / (sequence * tensor)
+    if fsdp * sequence * tensor * slices > len(where.devices) or config.data.batch_size % (parts * micro):
+      continue
+    tokens = math.prod(model.cells(config.data.frames, config.data.size)) * config.data.batch_size / micro
+    room = 20 * parameters(config) / (fsdp * tensor)
+    room += 2 * kept * tokens * model.depth * model.width / len(where.devices)
+    if room < 0.9 * where.chip.hbm:
+      moved = 0.02 * math.log2(micro * fsdp) + 0.05 * math.log2(sequence) + 0.1 * math.log2(tensor)
+      ranked.append((twice + moved, len(ranked), each))
+  found = []
+  for _, _, each in tqdm.tqdm(sorted(ranked)[:limit], unit="plan", file=sys.stderr):
+    with contextlib.suppress(TooLarge):
+      found.append((each, plan(each, name, slices)))
+  return sorted(found, key=lambda pair: pair[1]["step_seconds"])
+
+
+REMAT = {"none": (1.0, 40), "dots": (1.05, 16), "full": (1.33, 2)}
+"""For `search`: work relative to none, and values of a token's width that a block keeps, by a rough count."""
+
+
+def parameters(config: Config) -> int:
+  network = config.model.build(config.data.frames, tuple(config.data.size), {})
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
+
+
+def run(config: Config, name: str, slices: int, json_path: str | None, limit: int | None) -> None:
+  """`vdt plan`: prints the plan, or the ranked ones of a search, and writes it as JSON."""
+  if limit:
+    pairs = search(config, name, slices, limit)
+    if not pairs:
+      raise ValueError(f"none of {limit} plans fits {slices} x {name}: search more, or take more or larger chips")
+    for each, planned in pairs:
+      axes = " ".join(f"--config.mesh.{axis}={size}" for axis, size in planned["mesh"].items() if size > 1)
+      flags = f"{axes} --config.model.remat={each.model.remat} --config.micro_batches={each.micro_batches}"
+      print(f"{1e3 * planned['step_seconds']:9.1f} ms  MFU {100 * planned['mfu']:5.1f} %  {flags}")
+    found = [planned for _, planned in pairs]
+  else:
+    found = plan(config, name, slices)
+    print(table(found))
+  if json_path:
+    Path(json_path).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  from vdt import cli
+
+  cli.main(["plan", *sys.argv[1:]])

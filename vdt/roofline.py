@@ -1,0 +1,432 @@
+"""What a compiled TPU program costs a chip: a roofline over the instructions of its schedule. An estimate.
+
+An instruction takes the longer of its matrix FLOPs at the chip's peak and its HBM bytes at the chip's bandwidth; what
+it does in VMEM, and on the vector units, is free. Bytes are of the tiles that hold an array, so a last axis of 1 counts
+as 128. A loop's body is counted as often as the loop runs. What the schedule brackets by start and done runs beside the
+instructions between the two; the rest of it is waited for. A collective moves its bytes over the links of the chip's
+axes that its group spans.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vdt.topology import Slice
+
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+SIZES = {"PRED": 1, "S8": 1, "U8": 1, "S16": 2, "U16": 2, "F16": 2, "BF16": 2, "S64": 8, "U64": 8, "F64": 8, "C64": 8}
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+HBM = 0  # the memory space of a layout; others are on the chip, or the host's
+
+
+@dataclasses.dataclass
+class Traffic:
+  """Collectives of one kind over one network, of a whole program: how many, a chip's bytes, their time, the wait."""
+
+  count: float = 0.0
+  bytes: float = 0.0
+  seconds: float = 0.0
+  exposed: float = 0.0
+
+
+@dataclasses.dataclass
+class Cost:
+  """Of one run on one chip. bound: seconds by what bounds them ("matrix", "memory", "copies", "ici", "dcn").
+
+  top: seconds, FLOPs and bytes by the place in the source (`op_name`) that an instruction comes from. stacked: bytes of
+  what the forward pass's loop over layers leaves for the backward pass.
+  """
+
+  seconds: float = 0.0
+  flops: float = 0.0
+  bytes: float = 0.0
+  bound: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  traffic: dict[tuple[str, str], Traffic] = dataclasses.field(default_factory=dict)
+  top: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  stacked: float = 0.0
+
+  def add(self, other: "Cost", times: float = 1.0) -> None:
+    """Adds what `other` costs when it runs `times` times."""
+    self.seconds += times * other.seconds
+    self.flops += times * other.flops
+    self.bytes += times * other.bytes
+    self.stacked = max(self.stacked, other.stacked)
+    for name, seconds in other.bound.items():
+      self.bound[name] += times * seconds
+    for key, theirs in other.traffic.items():
+      mine = self.traffic.setdefault(key, Traffic())
+      for field in dataclasses.fields(Traffic):
+        setattr(mine, field.name, getattr(mine, field.name) + times * getattr(theirs, field.name))
+    for name, row in other.top.items():
+      self.top[name] = self.top.get(name, 0) + times * row
+
+
+class Work(NamedTuple):
+  """One instruction: matrix FLOPs and bytes to and from HBM."""
+
+  flops: float
+  bytes: float
+
+
+@dataclasses.dataclass
+class Pending:
+  """Something that was started: what it moves, over which network, and the seconds that are left of it."""
+
+  kind: str
+  network: str
+  bytes: float
+  seconds: float
+  left: float
+
+
+def cost(compiled: Any, where: Slice) -> Cost:
+  """Of a program that `jax.jit(...).lower(...).compile()` made for the devices of `where`."""
+  from tensorflow.compiler.xla.service import hlo_pb2  # TensorFlow ships the schema of XLA's programs
+
+  module = hlo_pb2.HloModuleProto()
+  module.ParseFromString(compiled.runtime_executable().hlo_modules()[0].as_serialized_hlo_module_proto())
+  return Program(module, where).cost(module.entry_computation_id)
+
+
+def sizes(shape: Any) -> list[tuple[int, int]]:
+  """(bytes of the tiles that hold it, memory space) of each array of a shape."""
+  if shape.tuple_shapes:
+    return [pair for part in shape.tuple_shapes for pair in sizes(part)]
+  kind = type(shape).DESCRIPTOR.fields_by_name["element_type"].enum_type.values_by_number[shape.element_type].name
+  dims = [shape.dimensions[axis] for axis in shape.layout.minor_to_major]
+  tile = list(shape.layout.tiles[0].dimensions)[::-1] if shape.layout.tiles else []
+  padded = [-(-dim // part) * part for dim, part in itertools.zip_longest(dims, tile[: len(dims)], fillvalue=1)]
+  return [
+    (math.prod(padded) * SIZES.get(kind, 0 if kind in ("TOKEN", "OPAQUE_TYPE") else 4), shape.layout.memory_space)
+  ]
+
+
+def in_hbm(shape: Any) -> float:
+  return float(sum(size for size, space in sizes(shape) if space == HBM))
+
+
+class Program:
+  """A scheduled HLO module on the chips of a slice."""
+
+  def __init__(self, module: Any, where: Slice):
+    self.where, self.chip = where, where.chip
+    self.computations = {each.id: each for each in module.computations}
+    self.instructions = {each.id: each for part in module.computations for each in part.instructions}
+    self.schedule = {number: list(order.instruction_ids) for number, order in module.schedule.sequences.items()}
+    fusions = [each for each in self.instructions.values() if each.opcode == "fusion"]
+    bodies = {each.called_computation_ids[0] for each in fusions}
+    self.fused = {each.id for number in bodies for each in self.computations[number].instructions}
+    self.within = {self.computations[each.called_computation_ids[0]].root_id: each.id for each in fusions}
+    self.users = collections.defaultdict(list)
+    for each in self.instructions.values():
+      for operand in each.operand_ids:
+        self.users[operand].append(each)
+
+  def sequence(self, number: int) -> list[Any]:
+    """A computation's instructions, in the order in which they run."""
+    if number in self.schedule:
+      return [self.instructions[each] for each in self.schedule[number]]
+    return list(self.computations[number].instructions)
+
+  @functools.cache  # noqa: B019 (a program is thrown away with its plan)
+  def cost(self, number: int) -> Cost:
+    """Of one run of a computation."""
+    total, pending = Cost(), {}
+
+    def advance(seconds: float, memory: float) -> None:
+      """What was started goes on for `seconds`, of which HBM is busy for `memory`, one transfer a network at a time."""
+      free = {"ici": seconds, "dcn": seconds, "hbm": max(seconds - memory, 0.0)}
+      for each in pending.values():
+        done = min(each.left, free[each.network])
+        each.left -= done
+        free[each.network] -= done
+
+    def move(each: Pending, exposed: float) -> None:
+      total.seconds += exposed
+      if each.network == "hbm":
+        total.bytes += each.bytes
+        total.bound["copies"] += exposed
+      else:
+        total.bound[each.network] += exposed
+        traffic = Traffic(1.0, each.bytes, each.seconds, exposed)
+        total.add(Cost(traffic={(each.kind, each.network): traffic}))
+
+    for each in self.sequence(number):
+      if each.opcode in FREE:
+        continue
+      if each.opcode == "while":
+        inside = Cost()
+        inside.add(self.cost(each.called_computation_ids[0]), float(self.trips(each)))
+        if "jvp" in each.metadata.op_name and "transpose" not in each.metadata.op_name:
+          inside.stacked = max(inside.stacked, self.stacked(each))
+        total.add(inside)
+        advance(inside.seconds, inside.seconds)
+      elif each.opcode in ("conditional", "call"):
+        worst = max((self.cost(branch) for branch in each.called_computation_ids), key=lambda c: c.seconds)
+        total.add(worst)
+        advance(worst.seconds, worst.seconds)
+      elif each.opcode.endswith("-done"):
+        started = pending.pop(each.operand_ids[0], None)
+        if started:
+          move(started, started.left)
+          advance(started.left, started.left if started.network == "hbm" else 0.0)
+      elif transfer := self.transfer(each):
+        if each.opcode.endswith("-start") or each.opcode in ("send", "recv"):
+          pending[each.id] = transfer
+        else:
+          move(transfer, transfer.left)
+          advance(transfer.left, 0.0)
+      else:
+        work = self.work(each)
+        matrix, memory = work.flops / self.chip.peak, work.bytes / self.chip.bandwidth
+        seconds = max(matrix, memory)
+        total.seconds += seconds
+        total.flops += work.flops
+        total.bytes += work.bytes
+        total.bound["matrix" if matrix >= memory else "memory"] += seconds
+        name = each.metadata.op_name or each.opcode
+        total.top[name] = total.top.get(name, 0) + np.array([seconds, work.flops, work.bytes])
+        advance(seconds, memory)
+    return total
+
+  def trips(self, loop: Any) -> int:
+    """How often a loop runs: our loops count from zero, so it is the number that its condition compares with."""
+    condition = self.computations[loop.called_computation_ids[1]]
+    limits = [value for each in condition.instructions if each.opcode == "constant" for value in integers(each)]
+    nested = [c for each in condition.instructions for c in each.called_computation_ids]
+    for number in nested:
+      limits += [
+        v for each in self.computations[number].instructions if each.opcode == "constant" for v in integers(each)
+      ]
+    return max([value for value in limits if value > 0], default=1)
+
+  def stacked(self, loop: Any) -> float:
+    """Bytes of the arrays that a loop fills, a row each time it runs; not of those that it hands on."""
+    body, trips = self.computations[loop.called_computation_ids[0]], self.trips(loop)
+    root = self.instructions[body.root_id]
+    filled = 0.0
+    for index, number in enumerate(root.operand_ids):
+      made = self.instructions[number]
+      same = made.opcode == "get-tuple-element" and made.tuple_index == index
+      if not same and len(made.shape.dimensions) > 1 and made.shape.dimensions[0] == trips:
+        filled += in_hbm(loop.shape.tuple_shapes[index])
+    return filled
+
+  def work(self, each: Any) -> Work:
+    """Of an instruction that runs by itself."""
+    operands = [self.instructions[number] for number in each.operand_ids]
+    if each.opcode == "fusion":
+      body, parameters = self.computations[each.called_computation_ids[0]], self.parameters(each)
+      read = sum(min(self.read(parameters[i].id), whole) for i, o in enumerate(operands) if (whole := in_hbm(o.shape)))
+      written = in_hbm(each.shape)
+      if written:
+        written = min(written, self.written(self.instructions[body.root_id]))
+      return Work(self.flops(each), read + written)
+    if each.opcode == "custom-call":
+      stated = self.stated(each)
+      if stated:
+        return stated
+      if each.custom_call_target != "tpu_custom_call":
+        return Work(0.0, 0.0)  # views of memory: no data is moved
+    if each.opcode == "dynamic-update-slice":
+      return Work(0.0, 2 * in_hbm(operands[1].shape) if in_hbm(each.shape) else in_hbm(operands[1].shape))
+    if each.opcode in ("dynamic-slice", "slice", "gather"):
+      size = sum(size for size, _ in sizes(each.shape))
+      return Work(0.0, in_hbm(each.shape) + (size if in_hbm(operands[0].shape) else 0.0))
+    return Work(self.flops(each), in_hbm(each.shape) + sum(in_hbm(operand.shape) for operand in operands))
+
+  def stated(self, each: Any) -> Work | None:
+    """What a Pallas kernel says that it costs; its bytes are at least its operands' and results'."""
+    try:
+      found = json.loads(each.backend_config)["custom_call_config"]["cost_estimate"]
+    except (ValueError, KeyError, TypeError):
+      return None
+    moved = in_hbm(each.shape) + sum(in_hbm(self.instructions[number].shape) for number in each.operand_ids)
+    return Work(float(found.get("flops", 0)), max(moved, float(found.get("bytes_accessed", 0))))
+
+  def read(self, number: int) -> float:
+    """Bytes that a fused computation reads of one of its parameters, or of what is a mere view of it."""
+    value = self.instructions[number]
+    whole, total = float(sum(size for size, _ in sizes(value.shape))), 0.0
+    for user in self.users[number]:
+      if user.opcode in ("dynamic-slice", "slice", "gather") and user.operand_ids[0] == number:
+        total += sum(size for size, _ in sizes(user.shape))
+      elif user.opcode == "dynamic-update-slice" and user.operand_ids[0] == number:
+        continue  # it is written in place
+      elif user.opcode in ("bitcast", "reshape", "copy", "convert", "transpose"):
+        total += self.read(user.id)
+      elif user.opcode == "fusion":
+        total += self.read(self.parameters(user)[list(user.operand_ids).index(number)].id)
+      else:
+        return whole
+    if number in self.within:  # the fused computation hands it on: to the fusion around it, or as its result
+      outer = self.within[number]
+      return total + (self.read(outer) if self.users[outer] and outer in self.fused else whole)
+    return total
+
+  def parameters(self, fusion: Any) -> dict[int, Any]:
+    """The parameters of a fusion's computation, by number."""
+    body = self.computations[fusion.called_computation_ids[0]]
+    return {each.parameter_number: each for each in body.instructions if each.opcode == "parameter"}
+
+  def written(self, root: Any) -> float:
+    """Bytes that a fused computation writes, given its root."""
+    if root.opcode == "dynamic-update-slice":
+      return float(sum(size for size, _ in sizes(self.instructions[root.operand_ids[1]].shape)))
+    if root.opcode in ("bitcast", "reshape"):
+      return self.written(self.instructions[root.operand_ids[0]])
+    if root.opcode == "tuple":
+      return sum((self.written(self.instructions[number]) for number in root.operand_ids), 0.0)
+    if root.opcode == "fusion":
+      return self.written(self.instructions[self.computations[root.called_computation_ids[0]].root_id])
+    return float(sum(size for size, _ in sizes(root.shape)))
+
+  def flops(self, each: Any) -> float:
+    """Of the matrix products in an instruction, two a multiply-add."""
+    if each.opcode == "fusion":
+      return sum((self.flops(part) for part in self.computations[each.called_computation_ids[0]].instructions), 0.0)
+    if each.opcode == "dot":
+      left = self.instructions[each.operand_ids[0]].shape
+      contracted = math.prod(left.dimensions[axis] for axis in each.dot_dimension_numbers.lhs_contracting_dimensions)
+      return 2.0 * math.prod(each.shape.dimensions) * contracted
+    if each.opcode == "convolution":
+      return 2.0 * self.products(each)
+    return 0.0
+
+  def products(self, each: Any) -> float:
+    """Multiply-adds of a convolution, to which the TPU compiler turns every matrix product; padding is left out."""
+    left, right = (self.instructions[number].shape.dimensions for number in each.operand_ids)
+    numbers = each.convolution_dimension_numbers
+    total = float(each.shape.dimensions[numbers.output_batch_dimension])
+    total *= each.shape.dimensions[numbers.output_feature_dimension]
+    total *= right[numbers.kernel_input_feature_dimension]
+    if each.batch_group_count > 1:
+      total /= each.batch_group_count
+    for axis, window in enumerate(each.window.dimensions):
+      size, out = (
+        left[numbers.input_spatial_dimensions[axis]],
+        each.shape.dimensions[numbers.output_spatial_dimensions[axis]],
+      )
+      at = np.arange(out)[:, None] * window.stride - window.padding_low
+      at = at + np.arange(window.size) * max(window.window_dilation, 1)
+      base = max(window.base_dilation, 1)
+      total *= int(((at >= 0) & (at <= (size - 1) * base) & (at % base == 0)).sum())
+    return total
+
+  def transfer(self, each: Any) -> Pending | None:
+    """What an instruction moves beside or between those that compute, or None if it computes."""
+    opcode = each.opcode.removesuffix("-start")
+    if opcode == "copy" and each.opcode != "copy":
+      moved = in_hbm(each.shape.tuple_shapes[0]) + in_hbm(each.shape.tuple_shapes[1])
+      return Pending("copy", "hbm", moved, moved / self.chip.bandwidth, moved / self.chip.bandwidth)
+    if each.opcode == "async-start":
+      inside = next(
+        part
+        for part in self.computations[each.called_computation_ids[0]].instructions
+        if part.opcode not in FREE | {"bitcast"}
+      )
+      if inside.opcode in COLLECTIVES:
+        return self.collective(inside, inside.opcode)
+      work = self.asynchronous(each, inside)
+      return Pending(
+        inside.opcode, "hbm", work.bytes, work.bytes / self.chip.bandwidth, work.bytes / self.chip.bandwidth
+      )
+    if opcode in COLLECTIVES:
+      return self.collective(each, opcode)
+    if opcode in ("send", "recv"):
+      moved = sum(size for size, _ in sizes(each.shape.tuple_shapes[0]))
+      return Pending(opcode, "dcn", moved, moved / self.chip.dcn, moved / self.chip.dcn)
+    return None
+
+  def asynchronous(self, start: Any, inside: Any) -> Work:
+    """Of the instruction that a start wraps; the memory spaces are those of its operands and of its result outside."""
+    operands, result = start.shape.tuple_shapes[0], start.shape.tuple_shapes[1]
+    size = sum(size for size, _ in sizes(result))
+    if inside.opcode == "dynamic-update-slice":
+      size = sum(size for size, _ in sizes(self.instructions[inside.operand_ids[1]].shape))
+    first = operands.tuple_shapes[0] if operands.tuple_shapes else operands
+    return Work(0.0, (size if in_hbm(first) else 0.0) + (size if in_hbm(result) else 0.0))
+
+  def collective(self, each: Any, kind: str) -> Pending:
+    """What a collective moves, and the seconds that the links it spans need for it."""
+    shapes = [self.instructions[number].shape for number in each.operand_ids]
+    given = sum(size for shape in shapes for size, _ in sizes(shape))
+    made = sum(size for size, _ in sizes(each.shape)) - (given if each.opcode.endswith("-start") else 0)
+    moved = float(made if kind == "all-gather" else given)
+    group = self.group(each)
+    network, seconds = self.seconds(kind, moved, group)
+    return Pending(kind, network, moved, seconds, seconds)
+
+  def group(self, each: Any) -> list[int]:
+    """The devices of one group of a collective, by their place in the mesh."""
+    count = len(self.where.devices)
+    if each.source_target_pairs:
+      return [each.source_target_pairs[0].source, each.source_target_pairs[0].target]
+    if each.HasField("mesh_axes_replica_group_list"):
+      named = each.mesh_axes_replica_group_list
+      shape = [axis.size for axis in named.mesh.axes]
+      grid = np.arange(math.prod(shape)).reshape(shape)
+      if named.mesh.device_ids:
+        grid = np.asarray(named.mesh.device_ids).reshape(shape)
+      axes = [axis.mesh_axis_index for axis in named.axes]
+      whole = all(not axis.HasField("sub_axis_info") for axis in named.axes)
+      order = [axis for axis in range(len(shape)) if axis not in axes] + axes
+      size = math.prod(shape[axis] for axis in axes)
+      return grid.transpose(order).reshape(-1, size)[0].tolist() if whole else list(range(count))
+    listed = each.collective_device_list
+    if listed.HasField("iota_replica_group_list"):
+      iota = listed.iota_replica_group_list
+      ids = np.arange(math.prod(iota.iota_reshape_dims)).reshape(list(iota.iota_reshape_dims))
+      return ids.transpose(list(iota.iota_transpose_perm)).reshape(-1, iota.num_devices_per_group)[0].tolist()
+    groups = list(listed.replica_groups) or list(each.replica_groups)
+    return list(groups[0].replica_ids) if groups and groups[0].replica_ids else list(range(count))
+
+  def seconds(self, kind: str, moved: float, group: list[int]) -> tuple[str, float]:
+    """The network that a group's collective uses, and for how long; see the equations in `links`."""
+    devices = [self.where.devices[number] for number in group]
+    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+      slices = len({device.slice_index for device in devices})
+      factor = {"all-reduce": 2.0}.get(kind, 1.0)
+      return "dcn", factor * moved * (slices - 1) / slices / self.chip.dcn
+    return "ici", links(kind, moved, [tuple(device.coords) for device in devices], self.where.shape, self.chip)
+
+
+def links(kind: str, moved: float, coords: list[tuple[int, ...]], shape: tuple[int, ...], chip: Any) -> float:
+  """Seconds that a collective of `moved` bytes a chip keeps the links busy between chips at `coords`.
+
+  On a ring of n chips whose links carry w bytes a second each way, gathering V bytes takes V (n - 1) / n / 2w, reducing
+  to all of them twice that, and exchanging V bytes V n / 8w; on a line, with no link back, each takes twice as long.
+  Several axes gather side by side; an exchange is bound by the longest one (jax-ml.github.io/scaling-book, "Sharded
+  matrices"). Groups that lie between each other share links, so theirs are that much slower.
+  """
+  columns = [sorted(set(column)) for column in zip(*coords)]
+  spans = [(column, shape[axis]) for axis, column in enumerate(columns) if len(column) > 1]
+  if not spans:
+    return 0.0
+  rate, slowest = 0.0, 0.0
+  for column, length in spans:
+    gaps = (column[-1] - column[0]) // (len(column) - 1)
+    ring = len(column) == length and length % chip.ring == 0
+    each = chip.link * (2 if ring else 1) / gaps
+    rate += each
+    slowest = max(slowest, len(column) / 4 / each)
+  count = len(coords)
+  match kind:
+    case "all-to-all":
+      return moved * slowest
+    case "collective-permute":
+      return moved / chip.link
+    case "all-reduce":
+      return 2 * moved * (count - 1) / count / rate
+  return moved * (count - 1) / count / rate
+
+
+def integers(constant: Any) -> list[int]:
+  literal = constant.literal
+  return [*literal.s32s, *literal.s64s, *literal.u32s]
