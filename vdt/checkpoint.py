@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from vdt import distributed
 from vdt.sharding import path_name
 
 
@@ -41,7 +42,9 @@ class Checkpointer:
   def __enter__(self) -> "Checkpointer":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind: type | None, *_) -> None:
+    if kind and issubclass(kind, Exception) and not distributed.alone():
+      return  # closing waits for the other processes, which know of no error
     self.manager.wait_until_finished()
     self.manager.close()
 
