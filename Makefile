@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: install demo test test-slow lint format golden bench clean
+.PHONY: install demo test test-slow plan plans lint format golden bench clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,12 @@ test: install lint $(VENV)/.tpu
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+plan: $(VENV)/.tpu
+	$(BIN)/vdt plan --config experiments/large.py:xl
+
+plans: $(VENV)/.tpu
+	BIN=$(BIN) experiments/plans.sh
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ BASE = {
   "ledger",
   "workdirs",
 }
-BASE |= {"video"}
+BASE |= {"video", "watchdog"}
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},
   **{name: BASE for name in BASE},

@@ -85,6 +85,20 @@ def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir):
     assert mine == pytest.approx(theirs, rel=1e-5)
 
 
+def test_a_process_that_stands_still_does_not_leave_the_others_waiting(tmp_path, data_dir):
+  processes = start_together(tmp_path, data_dir, 2, 1, steps=1_000, hang_after=20.0)
+  while last_step(tmp_path) < 6:
+    assert all(process.poll() is None for process in processes), ends(processes)[1]
+    time.sleep(0.01)
+  processes[1].send_signal(signal.SIGSTOP)
+  try:
+    _, said = processes[0].communicate(timeout=80)  # before it would miss the other's heartbeat, after 100 s
+  finally:
+    for process in processes:
+      process.kill()
+  assert processes[0].returncode == 77 and "no step in 20 s" in said and "vdt/train.py" in said, said
+
+
 def test_processes_that_disagree_say_on_what(tmp_path, data_dir):
   codes, said = ends(start_together(tmp_path, data_dir, 2, 1, last={"seed": 1}, **{**FIELDS, "mesh.fsdp": 1}))
   assert codes == [1, 1] and not (tmp_path / "config.json").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from short import STEPS, finish, get_config, last_step, rows, start
 
+from vdt import ledger
 from vdt.checkpoint import Checkpointer
 from vdt.config import Mesh
 from vdt.train import train
@@ -40,6 +41,8 @@ def assert_equal(workdir, whole):
   assert rows(workdir) == rows(whole)
   trained, evaluated = ([row["step"] for row in rows(workdir) if name in row] for name in ("loss", EVAL))
   assert trained == list(range(2, STEPS + 1, 2)) and evaluated == list(range(10, STEPS + 1, 10))
+  with Checkpointer(str(workdir), create=False) as checkpoints:
+    assert checkpoints.ledger(STEPS)["attempts"] == len(ledger.read(str(workdir)))
 
 
 SLOW = pytest.mark.slow

@@ -45,17 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
     hint = "" if isinstance(error, EXPECTED) else " (VDT_TRACEBACK=1 shows where)"
     print(f"vdt {verb}: {kind}{' '.join(str(error).split()) or type(error).__name__}{hint}", file=sys.stderr)
-    if verb in ("train", "sample", "evaluate") and not alone():
-      sys.stdout.flush()
-      os._exit(1)  # leaving in order waits for the other processes; they end when they miss this one
+    if verb in ("train", "sample", "evaluate"):
+      from vdt import distributed
+
+      distributed.leave(error)
     sys.exit(1)
-
-
-def alone() -> bool:
-  """Whether this is the run's only process."""
-  from vdt import distributed
-
-  return distributed.alone()
 
 
 def train(rest: list[str]) -> None:

@@ -146,7 +146,8 @@ class Config:
   cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights, warmed
   up as min(ema, (1 + step) / (10 + step)). micro_batches: the parts in which a batch is worked off, one after the
   other, to need less memory; noise and times stay the batch's. init_from: a workdir whose average weights start this
-  run. profile: "A:B" traces the steps after A, up to B. topology: the pod slice that the experiment is meant for, which
+  run. profile: "A:B" traces the steps after A, up to B. hang_after: seconds without a finished step
+  after which a process ends itself, to be restarted. topology: the pod slice that the experiment is meant for, which
   `vdt plan` checks it on, say "v5e:16x16".
   """
 
@@ -168,6 +169,7 @@ class Config:
   keep: int = 3
   init_from: str = ""
   profile: str = ""
+  hang_after: float = 3600.0
   topology: str = ""
 
   def build(self) -> tuple[jax.sharding.Mesh, Any]:
@@ -243,6 +245,7 @@ RESUMABLE = (
   "save_every",
   "keep",
   "profile",
+  "hang_after",
   "topology",
   *RATES,
 )

@@ -1,6 +1,7 @@
 """The processes of one run: how they find each other, agree, and share what each of them has."""
 
 import os
+import sys
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from jax.sharding import NamedSharding
 
 from vdt.sharding import BATCH
 
+RESTART = 77
+"""The exit code that asks a launcher to start the run again."""
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SCHEDULED = {  # variable of an environment that JAX reads itself: whether its value means more than one process
   "SLURM_NTASKS": lambda value: int(value) > 1,
@@ -52,6 +55,16 @@ def barrier(name: str) -> None:
   """Waits until all processes are here."""
   if not alone():
     multihost_utils.sync_global_devices(name)
+
+
+def leave(error: Exception) -> None:
+  """Ends this process, where it has others, because of `error`: with 77, restart me, where one of them was lost.
+
+  Leaving in order would wait for the others; they end when they miss this one.
+  """
+  if not alone():
+    sys.stdout.flush()
+    os._exit(RESTART if isinstance(error, jax.errors.JaxRuntimeError) else 1)
 
 
 def agree(what: dict[str, str]) -> None:

@@ -30,7 +30,7 @@ class Ledger:
     self.attempts[-1].append(line)
     if distributed.first():
       with self.path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(("\n" if "start" in line else "") + json.dumps(line) + "\n")  # the last one may be torn
 
   def summary(self) -> dict[str, float]:
     """Of the run so far."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -39,7 +40,9 @@ def plan(config: Config, name: str, slices: int = 1, cache: Path | None = CACHE)
   """What training and sampling `config` takes on `slices` slices named `name`, as JSON-able data.
 
   Bytes and FLOPs are of one chip and one step unless named otherwise; what a program costs is found once and kept in
-  `cache`. TooLarge with what to change if it does not fit; ValueError for a config or a slice that cannot be.
+  `cache`. least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the
+  weights read three times in bfloat16 and what is kept for the backward pass written and read. TooLarge with what to
+  change if it does not fit; ValueError for a config or a slice that cannot be.
   """
   where = topology.describe(name, slices)
   config.check()
@@ -77,6 +80,8 @@ def plan(config: Config, name: str, slices: int = 1, cache: Path | None = CACHE)
   model_flops = 3 * count * sum(forward.values())
   seconds = train["seconds"]
   hours = config.steps * seconds / 3600
+  count_parameters, micro = parameters(config), config.micro_batches
+  least = 2 * sum(held.values()) + micro * (3 * 2 * count_parameters / mesh.shape["tensor"] + 2 * train["activations"])
   return {
     "topology": name,
     "slices": slices,
@@ -85,7 +90,7 @@ def plan(config: Config, name: str, slices: int = 1, cache: Path | None = CACHE)
     "batch": count,
     "micro_batches": config.micro_batches,
     "remat": config.model.remat,
-    "parameters": parameters(config),
+    "parameters": count_parameters,
     "memory": {
       **held,
       "batch": train["arguments"] - sum(held.values()),
@@ -98,6 +103,7 @@ def plan(config: Config, name: str, slices: int = 1, cache: Path | None = CACHE)
     "hardware_flops": train["flops"] * chips,
     "train": train,
     "sample": {**sample, "videos": made, "evaluations": sample["flops"] * chips / (made * sum(forward.values()))},
+    "least_bytes": least,
     "step_seconds": seconds,
     "mfu": model_flops / (chips * chip.peak * seconds),
     "chip_hours": hours * chips,
@@ -113,7 +119,7 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 def program(lowered: Any, where: Slice, name: str, slices: int, cache: Path | None) -> dict[str, Any]:
   """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
   told = [lowered.as_text(), name, str(slices), metadata.version("libtpu")]
-  told += [Path(module.__file__).read_text() for module in (roofline, topology, sys.modules[__name__])]
+  told += [inspect.getsource(each) for each in (roofline, topology, program)]
   path = cache and cache.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
   if path and path.exists():
     return json.loads(path.read_text())
@@ -198,7 +204,10 @@ def table(found: dict[str, Any]) -> str:
       for each in train["collectives"]
     ),
     ("step, estimated", f"{1e3 * steps:.1f} ms: {bound}"),
-    ("HBM traffic a step", f"{train['bytes'] / 1e9:.1f} GB a chip"),
+    (
+      "HBM traffic a step",
+      f"{train['bytes'] / 1e9:.1f} GB a chip, {train['bytes'] / found['least_bytes']:.1f} of the least",
+    ),
     ("MFU, estimated", f"{100 * found['mfu']:.1f} %"),
     ("the run, estimated", f"{found['chip_hours']:,.0f} chip-hours, {found['days']:.1f} days"),
     ("sampling, estimated", f"{sample['videos']} videos in {sample['seconds']:.2f} s, {gib(sample['peak'])} a chip"),

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from vdt import distributed, video, workdirs
+from vdt import distributed, ledger, video, workdirs
 from vdt.config import Config
 from vdt.evals import Table, first, pixels
 from vdt.sample import generate
@@ -44,6 +44,7 @@ def write_report(config: Config, network: Any, params: Any, tables: dict[str, Ta
     curves=curves(read_rows(workdir)),
     videos={name: [embed(video.webp(each, held_out.fps()), "webp") for each in made] for name, made in rows.items()},
     tables={name: columns(table) for name, table in tables.items()},
+    ledger={name: f"{value:.4g}" for name, value in ledger.summary(ledger.read(workdir)).items()},
     environment=stored["environment"],
     config=json.dumps(stored["config"], indent=2),
     last=next((row for row in reversed(read_rows(workdir)) if "loss" in row), {}),

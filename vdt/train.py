@@ -21,8 +21,9 @@ from vdt.diffusion import guidance
 from vdt.evaluate import evaluate, flat
 from vdt.models import Network
 from vdt.report import write_report
+from vdt.watchdog import Watchdog
 
-RESTART, INTERRUPTED = 77, 130
+INTERRUPTED = 130
 PATIENCE = 20  # non-finite steps in a row before a run is given up
 
 
@@ -53,8 +54,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
       flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
-        with stop.wait():
-          state = loop(config, network, mesh, state, update, log, checkpoints, stop, workdir)
+        with stop.wait(), Watchdog(config.hang_after) as watchdog:
+          state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir)
         tables = evaluate(config, network, state.ema, config.evals)
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
@@ -129,6 +130,7 @@ def loop(
   log: writer.Writer,
   checkpoints: Checkpointer,
   stop: "Stop",
+  watchdog: Watchdog,
   workdir: str,
 ) -> State:
   """From `state` to `config.steps`: read, update, save, evaluate; see `train` for how it ends early."""
@@ -140,7 +142,7 @@ def loop(
     due = {name: each for name, each in due.items() if not any(column.startswith(f"{name}/") for column in columns)}
     if due and 0 < step < config.steps:
       try:
-        with stop.at_once(), log.spending("eval"):
+        with stop.at_once(), watchdog.asleep(), log.spending("eval"):
           log.write({"step": step, **flat(evaluate(config, network, state.ema, due))})
       except SystemExit:
         farewell(step, stop.signal)
@@ -179,6 +181,7 @@ def loop(
       with log.spending("save"):
         checkpoints.save(state, log.ledger.summary(), wait=bool(stopped))
     log.bar.update()
+    watchdog.step()
     if stopped:
       farewell(done, stopped)
       stop.leave(stopped)
@@ -252,7 +255,7 @@ class Stop:
     return self.wait(False)
 
   def leave(self, number: int) -> None:
-    sys.exit(RESTART if number == signal.SIGTERM else INTERRUPTED)
+    sys.exit(distributed.RESTART if number == signal.SIGTERM else INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vdt import ledger
+
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "preemption_drill.json"
 STRIKES = ("kill one", "kill one in a save", "terminate one", "kill both", "full disk", "kill both in a save")
@@ -92,11 +94,12 @@ def end(processes: list[subprocess.Popen]) -> tuple[list[int | None], list[str]]
 def strike(kind: str, processes: list[subprocess.Popen], workdir: Path, rng: random.Random) -> dict | None:
   """Waits for the moment, strikes, and returns what was there then; None if a process ended before."""
   begin, target = max(complete(workdir), default=0), rng.randint(2, 3 * SAVE_EVERY)
+  attempts = len(ledger.read(str(workdir)))  # rows of the attempt before are there until this one cuts them
   left = set((workdir / "checkpoints").glob(TORN))
   while all(process.poll() is None for process in processes):
     step = max(rows(workdir), default=0)
     saving = set((workdir / "checkpoints").glob(TORN)) - left
-    if saving if "save" in kind else step >= begin + target:
+    if saving if "save" in kind else step >= begin + target and len(ledger.read(str(workdir))) > attempts:
       break
     time.sleep(0.001 if "save" in kind else 0.02)
   else:
