@@ -27,7 +27,7 @@ def get_config(variant: str = "xl") -> Config:
     optimizer=AdamW(lr=1e-4, warmup=5_000),
     evals={"loss": ValLoss(every=10_000)},
     mesh=Mesh(fsdp=16),
-    micro_batches=4,
+    micro_batches=2,
     topology="v5e:16x16",
   )
   match variant:

@@ -24,6 +24,7 @@ SIZES = {"PRED": 1, "S8": 1, "U8": 1, "S16": 2, "U16": 2, "F16": 2, "BF16": 2, "
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 """Pallas kernels by name, and the products of queries and keys, or of their size, that they take."""
+FUSED = "async-collective-"  # how the compiler names the fusions that start and end a collective
 HBM = 0  # the memory space of a layout; others are on the chip, or the host's
 
 
@@ -173,8 +174,11 @@ class Program:
         worst = max((self.cost(branch) for branch in each.called_computation_ids), key=lambda c: c.seconds)
         total.add(worst)
         advance(worst.seconds, worst.seconds)
-      elif each.opcode.endswith("-done"):
-        started = pending.pop(each.operand_ids[0], None)
+      elif each.name.startswith(FUSED + "start"):
+        pending[each.name.removeprefix(FUSED + "start")] = self.fused_collective(each)
+      elif each.opcode.endswith("-done") or each.name.startswith(FUSED + "done"):
+        fused = each.name.startswith(FUSED)
+        started = pending.pop(each.name.removeprefix(FUSED + "done") if fused else each.operand_ids[0], None)
         if started:
           move(started, started.left)
           advance(started.left, started.left if started.network == "hbm" else 0.0)
@@ -368,6 +372,12 @@ class Program:
     group = self.group(each)
     network, seconds = self.seconds(kind, moved, group)
     return Pending(kind, network, moved, seconds, seconds)
+
+  def fused_collective(self, start: Any) -> Pending:
+    """What a fusion starts: a collective whose parts the fusions between it and its done carry on as they compute."""
+    body = self.computations[start.called_computation_ids[0]].instructions
+    each = next(each for each in body if each.opcode.removesuffix("-start") in COLLECTIVES)
+    return self.collective(each, each.opcode.removesuffix("-start"))
 
   def group(self, each: Any) -> list[int]:
     """The devices of one group of a collective, by their place in the mesh."""
