@@ -81,6 +81,15 @@ def test_bad_flags(capsys, tmp_path):
   with pytest.raises(SystemExit) as stopped:
     cli.main(["fly"])
   assert stopped.value.code == 1 and "vdt train" in capsys.readouterr().out
+  with pytest.raises(SystemExit) as stopped:
+    cli.main(["ingest", "--speed=3"])
+  assert stopped.value.code == 1 and "the following arguments are required" in capsys.readouterr().err
+
+
+def test_an_experiments_own_key_error_is_not_taken_for_an_unknown_field(capsys, tmp_path):
+  (tmp_path / "broken.py").write_text("def get_config(variant=''):\n  return {}['nothing']\n")
+  said = fails(capsys, "train", f"--config={tmp_path}/broken.py", f"--workdir={tmp_path}/run")
+  assert "'nothing'" in said and "unknown config field" not in said
 
 
 def test_a_missing_data_set_names_the_command_that_makes_it(capsys, tmp_path, monkeypatch):

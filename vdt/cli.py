@@ -4,6 +4,7 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 from absl import flags
@@ -111,7 +112,10 @@ def plan(rest: list[str]) -> None:
 def ingest(rest: list[str]) -> None:
   from data_pipelines import ingest as program
 
-  program.main(rest)
+  try:
+    program.main(rest)
+  except SystemExit as ended:  # argparse has said what is wrong, and means 2
+    sys.exit(1 if ended.code else 0)
 
 
 def required(values: flags.FlagValues, name: str) -> str:
@@ -152,6 +156,8 @@ def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
   except flags.UnrecognizedFlagError as error:
     raise ValueError(f"unknown flag --{error.flagname}{close_to(error.flagname, list(values))}") from None
   except KeyError as error:
+    if any(frame.filename == os.path.abspath(path) for frame in traceback.extract_tb(error.__traceback__)):
+      raise  # the experiment's own
     raise ValueError(f"unknown config field: {error.args[0]}") from None
   except flags.IllegalFlagValueError as error:  # an experiment's own error arrives as a traceback
     raise ValueError(str(error).strip().splitlines()[-1]) from None

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdt import ledger
+from vdt.distributed import RESTART
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "preemption_drill.json"
@@ -157,10 +158,13 @@ def drill(rounds: int, seed: int, folder: Path) -> dict:
     steps = 12 * rounds
     for number in range(rounds):
       kind, begin, seen = strikes[number % len(strikes)], max(complete(workdir), default=0), set(rows(workdir))
-      processes = start(workdir, data, steps)
-      struck = strike(kind, processes, workdir, rng)
-      since = time.monotonic()
-      codes, said = end(processes)
+      for _ in range(3):  # as a launcher would: where processes do not find each other in time, they ask for it
+        processes = start(workdir, data, steps)
+        struck = strike(kind, processes, workdir, rng)
+        since = time.monotonic()
+        codes, said = end(processes)
+        if struck or RESTART not in codes:
+          break
       (folder / "disk" / "filler").unlink(missing_ok=True)
       if struck is None:
         raise RuntimeError(f"round {number}: the run ended before it was struck, with {codes}: {said}")
