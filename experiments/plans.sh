@@ -2,6 +2,7 @@
 # The plans in docs/plans: XL and 2 B parameters on three kinds of pod slices, and on several of them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+mkdir -p docs/plans
 plan() { # name, then the flags of vdt plan
   local name=$1
   shift

@@ -60,6 +60,43 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert 12 * 4096 * 1024 * 2 <= stacked <= 3 * 12 * 4096 * 1024 * 2, "the inputs of tanh or of the products are kept"
 
 
+@needs_compiler
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_kernel_is_charged_its_products(causal):
+  """Two heads of 256 x 512 queries and keys of 128: the compiler itself counts none of a kernel's FLOPs."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  kernel = splash.make_splash_mha_single_device(
+    masks.MultiHeadMask([masks.FullMask((256, 512))] * 2), block_sizes=splash.BlockSizes(128, 128)
+  )
+
+  def attend(query, key, value):
+    with jax.named_scope("causal" if causal else "whole"):
+      return kernel(query, key, value)
+
+  found = cost(attend, (2, 256, 128), (2, 512, 128), (2, 512, 128), name="v5e:1x1")
+  assert found.flops == 2 * 2 * 2 * 256 * 512 * 128 * (0.5 if causal else 1)
+
+
+@needs_compiler
+def test_collectives_are_priced_by_where_their_chips_are():
+  """The same sum over pairs of neighbours, and over pairs that lie apart and share the links between."""
+  seconds = []
+  for order in ([0, 1, 2, 3, 4, 5, 6, 7], [0, 4, 1, 5, 2, 6, 3, 7]):
+    where = topology.describe("v5e:2x4")
+    by_place = sorted(where.devices, key=lambda device: tuple(device.coords)[::-1][1:])
+    devices = [by_place[index] for index in order]
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(4, 2), ("y", "x"))
+    a = jax.ShapeDtypeStruct((2048, 4096), "bfloat16", sharding=NamedSharding(mesh, P(None, "x")))
+    b = jax.ShapeDtypeStruct((4096, 2048), "bfloat16", sharding=NamedSharding(mesh, P("x", None)))
+    with jax.set_mesh(mesh):
+      compiled = jax.jit(lambda a, b: a @ b).lower(a, b).compile()
+    found = roofline.cost(compiled, where._replace(devices=devices))
+    seconds.append(sum(traffic.seconds for traffic in found.traffic.values()))
+  assert seconds[1] > 1.5 * seconds[0]
+
+
 def test_an_array_takes_the_tiles_that_hold_it():
   """Rows of 4 numbers fill tiles of 8 x 128; laid out the other way, they fill 4 of 8 rows."""
   hlo = pytest.importorskip("tensorflow.compiler.xla.service.hlo_pb2")

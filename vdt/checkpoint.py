@@ -43,7 +43,8 @@ class Checkpointer:
     return self
 
   def __exit__(self, kind: type | None, *_) -> None:
-    if kind and issubclass(kind, Exception) and not distributed.alone():
+    shared = kind is None or not issubclass(kind, Exception) or issubclass(kind, FloatingPointError)
+    if not shared and not distributed.alone():
       return  # closing waits for the other processes, which know of no error
     self.manager.wait_until_finished()
     self.manager.close()
@@ -72,7 +73,9 @@ class Checkpointer:
       raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
     target = like._asdict()
     with self.reading(step):
-      saved = self.manager.item_metadata(step)["state"]
+      if "state" not in (items := self.manager.item_metadata(step)):
+        raise MismatchError(f"checkpoint {step} is laid out as an older vdt did: go on with that version")
+      saved = items["state"]
       if not (found := shapes(saved.tree if hasattr(saved, "tree") else saved)):
         raise ValueError("its metadata is missing")
       check_same(found, shapes(target), f"checkpoint {step}")

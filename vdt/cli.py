@@ -94,12 +94,12 @@ def evaluate(rest: list[str]) -> None:
 
 
 def plan(rest: list[str]) -> None:
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # whatever chips this machine has, the plan is for others
+  os.environ["JAX_PLATFORMS"] = "cpu"  # whatever chips this machine has, the plan is for others
   values = flags.FlagValues()
   flags.DEFINE_string("topology", None, "chip and shape of a slice (default: the config's)", flag_values=values)
   flags.DEFINE_integer("slices", 1, "how many slices", lower_bound=1, flag_values=values)
   flags.DEFINE_string("json", None, "also write the plan to this file", flag_values=values)
-  flags.DEFINE_integer("search", None, "try that many meshes, remats and micro-batches", flag_values=values)
+  flags.DEFINE_integer("search", None, "try that many meshes, remats and micro-batches", 1, flag_values=values)
   config, _ = parse(rest, values)
   from vdt import plan as program
 

@@ -67,8 +67,10 @@ class Mesh:
     data = len(devices) // rest if self.data == -1 else self.data
     if data < 1 or data * rest > len(devices):
       raise ValueError(f"mesh {dataclasses.asdict(self)} needs {max(data, 1) * rest} devices, there are {len(devices)}")
-    devices = devices[: data * rest]
+    count, devices = len(devices), devices[: data * rest]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and data * rest != count:
+      raise ValueError(f"mesh {dataclasses.asdict(self)} leaves devices of {slices} slices unused: give them to data")
     if data % slices:
       raise ValueError(
         f"mesh.data {data} does not divide over {slices} slices, whose network carries no other axis: lower fsdp, "
@@ -186,6 +188,8 @@ class Config:
       raise ValueError("steps, log_every, save_every and keep must be at least 1")
     if not (0 <= self.cond_drop <= 1 and 0 <= self.ema < 1):
       raise ValueError(f"cond_drop {self.cond_drop} is a share, ema {self.ema} a decay: at least 0, and below 1")
+    if not self.hang_after > 0:
+      raise ValueError(f"hang_after is {self.hang_after}: seconds, above 0")
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     if self.profile:

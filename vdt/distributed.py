@@ -13,6 +13,8 @@ from vdt.sharding import BATCH
 
 RESTART = 77
 """The exit code that asks a launcher to start the run again."""
+LOST = ("Gloo", "gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
+"""What JAX says where another process was lost."""
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SCHEDULED = {  # variable of an environment that JAX reads itself: whether its value means more than one process
   "SLURM_NTASKS": lambda value: int(value) > 1,
@@ -28,7 +30,9 @@ def join() -> None:
   TPU pod or GKE does. One that is not heard of for VDT_HEARTBEAT seconds (100) ends all others, by SIGABRT.
   ValueError if only some of the three are set.
   """
-  waits = {"heartbeat_timeout_seconds": int(os.environ.get("VDT_HEARTBEAT", 100))}
+  if not (heartbeat := os.environ.get("VDT_HEARTBEAT", "100")).isdigit():
+    raise ValueError(f"VDT_HEARTBEAT is {heartbeat!r}: a whole number of seconds")
+  waits = {"heartbeat_timeout_seconds": int(heartbeat)}
   values = [os.environ.get(name) for name in EXPLICIT]
   if any(values[1:]):
     if not all(values):
@@ -64,7 +68,8 @@ def leave(error: Exception) -> None:
   """
   if not alone():
     sys.stdout.flush()
-    os._exit(RESTART if isinstance(error, jax.errors.JaxRuntimeError) else 1)
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in LOST)
+    os._exit(RESTART if lost else 1)
 
 
 def agree(what: dict[str, str]) -> None:

@@ -73,8 +73,8 @@ def summary(attempts: list[list[dict[str, Any]]]) -> dict[str, float]:
         total[name] += value
       rest, done = seconds - sum(beside.values()), mark["step"] - step
       lost = min(max(mark["step"] - max(kept, step), 0) / done, 1.0) if done else 0.0
-      if first:
-        total["start"] += rest
+      if first or not done:
+        total["start" if first else "eval"] += rest
       else:
         total["step"] += (1 - lost) * rest
         total["redone"] += lost * rest

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import math
+import os
 import re
 import sys
 from functools import partial
@@ -16,15 +17,16 @@ from typing import Any
 
 import jax
 import tqdm
+from etils import epath
 from jax.sharding import NamedSharding
 
-from vdt import checkpoint, roofline, sharding, topology
+from vdt import checkpoint, roofline, sharding, topology, workdirs
 from vdt.config import Config
 from vdt.sample import CHUNK, make
 from vdt.topology import GIB, Slice
 from vdt.train import make_update
 
-CACHE = Path("~/.cache/vdt/plans")
+CACHE = epath.Path("~/.cache/vdt/plans")
 OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 
 
@@ -36,17 +38,18 @@ class TooLarge(ValueError):
     self.used, self.there = used, there
 
 
-def plan(config: Config, name: str, slices: int = 1, cache: Path | None = CACHE) -> dict[str, Any]:
+def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
   """What training and sampling `config` takes on `slices` slices named `name`, as JSON-able data.
 
   Bytes and FLOPs are of one chip and one step unless named otherwise; what a program costs is found once and kept in
-  `cache`. least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the
+  CACHE. least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the
   weights read three times in bfloat16 and what is kept for the backward pass written and read. TooLarge with what to
   change if it does not fit; ValueError for a config or a slice that cannot be.
   """
   where = topology.describe(name, slices)
   config.check()
   mesh, network = config.layout(where.devices)
+  where = where._replace(devices=list(mesh.devices.flat))  # collectives name them by their place in the mesh
   optimizer = config.optimizer.build()
   new_state = partial(checkpoint.new_state, network, optimizer)
   state = sharding.place(jax.eval_shape(new_state, jax.random.key(0)), mesh)
@@ -71,9 +74,18 @@ def plan(config: Config, name: str, slices: int = 1, cache: Path | None = CACHE)
     step = jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
     sampling = make.lower(network.apply, config.diffusion, config.sampler, state.ema, *inputs)
   try:
-    train, sample = (program(each, where, name, slices, cache) for each in (step, sampling))
+    train = program(step, where, name, slices)
   except TooLarge as error:
     raise TooLarge(refusal(config, error, float(sum(held.values())), mesh, name), error.used, error.there) from None
+  try:
+    sample = program(sampling, where, name, slices)
+  except TooLarge as error:
+    raise TooLarge(
+      f"sampling {made} videos does not fit {name}: a chip has {error.there / GIB:.2f} GiB, it needs "
+      f"{error.used / GIB:.2f}; raise mesh.fsdp ({mesh.shape['fsdp']}), or take chips with more memory",
+      error.used,
+      error.there,
+    ) from None
 
   chips, chip = len(mesh.devices.flat), where.chip
   forward = config.model.flops_by_part(config.data.frames, config.data.size)
@@ -116,12 +128,13 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
   return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def program(lowered: Any, where: Slice, name: str, slices: int, cache: Path | None) -> dict[str, Any]:
+def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any]:
   """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
-  told = [lowered.as_text(), name, str(slices), metadata.version("libtpu")]
+  told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
+  told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
   told += [inspect.getsource(each) for each in (roofline, topology, program)]
-  path = cache and cache.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
-  if path and path.exists():
+  path = CACHE.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
+  if path.exists():
     return json.loads(path.read_text())
   try:
     compiled = lowered.compile()
@@ -148,9 +161,8 @@ def program(lowered: Any, where: Slice, name: str, slices: int, cache: Path | No
     ],
     "top": {place: row.tolist() for place, row in sorted(cost.top.items(), key=lambda item: -item[1][0])[:40]},
   }
-  if path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  workdirs.rewrite(path, json.dumps(found))
   return found
 
 
@@ -225,7 +237,7 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
   where = topology.describe(name, slices)
   powers = lambda most: [2**i for i in range(int(math.log2(most)) + 1)]
   degrees = itertools.product(powers(len(where.devices) // slices), powers(8), powers(8), powers(64), REMAT)
-  ranked = []
+  ranked, size = [], parameters(config)
   for fsdp, sequence, tensor, micro, remat in degrees:
     mesh = dataclasses.replace(config.mesh, data=-1, fsdp=fsdp, sequence=sequence, tensor=tensor)
     model = dataclasses.replace(config.model, remat=remat)
@@ -235,9 +247,9 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
     if fsdp * sequence * tensor * slices > len(where.devices) or config.data.batch_size % (parts * micro):
       continue
     tokens = math.prod(model.cells(config.data.frames, config.data.size)) * config.data.batch_size / micro
-    room = 20 * parameters(config) / (fsdp * tensor)
+    room = 20 * size / (fsdp * tensor)
     room += 2 * kept * tokens * model.depth * model.width / len(where.devices)
-    if room < 0.9 * where.chip.hbm:
+    if room < 0.9 * where.chip.hbm and valid(each, where):
       moved = 0.02 * math.log2(micro * fsdp) + 0.05 * math.log2(sequence) + 0.1 * math.log2(tensor)
       ranked.append((twice + moved, len(ranked), each))
   found = []
@@ -245,6 +257,15 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
     with contextlib.suppress(TooLarge):
       found.append((each, plan(each, name, slices)))
   return sorted(found, key=lambda pair: pair[1]["step_seconds"])
+
+
+def valid(config: Config, where: Slice) -> bool:
+  """Whether a config can be laid out on a slice at all."""
+  try:
+    config.layout(where.devices)
+  except ValueError:
+    return False
+  return True
 
 
 REMAT = {"none": (1.0, 40), "dots": (1.05, 16), "full": (1.33, 2)}
@@ -258,12 +279,14 @@ def parameters(config: Config) -> int:
 
 def run(config: Config, name: str, slices: int, json_path: str | None, limit: int | None) -> None:
   """`vdt plan`: prints the plan, or the ranked ones of a search, and writes it as JSON."""
+  if json_path and not Path(json_path).parent.is_dir():
+    raise ValueError(f"--json {json_path}: there is no folder {Path(json_path).parent}")
   if limit:
     pairs = search(config, name, slices, limit)
     if not pairs:
       raise ValueError(f"none of {limit} plans fits {slices} x {name}: search more, or take more or larger chips")
     for each, planned in pairs:
-      axes = " ".join(f"--config.mesh.{axis}={size}" for axis, size in planned["mesh"].items() if size > 1)
+      axes = " ".join(f"--config.mesh.{axis}={size}" for axis, size in planned["mesh"].items())
       flags = f"{axes} --config.model.remat={each.model.remat} --config.micro_batches={each.micro_batches}"
       print(f"{1e3 * planned['step_seconds']:9.1f} ms  MFU {100 * planned['mfu']:5.1f} %  {flags}")
     found = [planned for _, planned in pairs]

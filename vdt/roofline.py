@@ -101,13 +101,18 @@ def sizes(shape: Any) -> list[tuple[int, int]]:
   """(bytes of the tiles that hold it, memory space) of each array of a shape."""
   if shape.tuple_shapes:
     return [pair for part in shape.tuple_shapes for pair in sizes(part)]
-  kind = type(shape).DESCRIPTOR.fields_by_name["element_type"].enum_type.values_by_number[shape.element_type].name
+  kind = element(shape)
   dims = [shape.dimensions[axis] for axis in shape.layout.minor_to_major]
   tile = list(shape.layout.tiles[0].dimensions)[::-1] if shape.layout.tiles else []
   padded = [-(-dim // part) * part for dim, part in itertools.zip_longest(dims, tile[: len(dims)], fillvalue=1)]
   return [
     (math.prod(padded) * SIZES.get(kind, 0 if kind in ("TOKEN", "OPAQUE_TYPE") else 4), shape.layout.memory_space)
   ]
+
+
+def element(shape: Any) -> str:
+  """The name of a shape's element type."""
+  return type(shape).DESCRIPTOR.fields_by_name["element_type"].enum_type.values_by_number[shape.element_type].name
 
 
 def in_hbm(shape: Any) -> float:
@@ -144,11 +149,12 @@ class Program:
 
     def advance(seconds: float, memory: float) -> None:
       """What was started goes on for `seconds`, of which HBM is busy for `memory`, one transfer a network at a time."""
-      free = {"ici": seconds, "dcn": seconds, "hbm": max(seconds - memory, 0.0)}
+      free = {"ici": seconds, "send": seconds, "recv": seconds, "hbm": max(seconds - memory, 0.0)}
       for each in pending.values():
-        done = min(each.left, free[each.network])
+        lane = each.kind if each.kind in ("send", "recv") else {"dcn": "send"}.get(each.network, each.network)
+        done = min(each.left, free[lane])
         each.left -= done
-        free[each.network] -= done
+        free[lane] -= done
 
     def move(each: Pending, exposed: float) -> None:
       total.seconds += exposed
@@ -199,6 +205,8 @@ class Program:
         name = each.metadata.op_name or each.opcode
         total.top[name] = total.top.get(name, 0) + np.array([seconds, work.flops, work.bytes])
         advance(seconds, memory)
+    for started in pending.values():  # its end was not found: it is waited for
+      move(started, started.left)
     return total
 
   def trips(self, loop: Any) -> int:
@@ -255,9 +263,9 @@ class Program:
     counts = [count for pattern, count in KERNELS.items() if re.search(pattern, name)]
     if not counts:
       raise ValueError(f"the FLOPs of the kernel {name} are not known: add it to vdt.roofline.KERNELS")
-    shapes = [list(self.instructions[number].shape.dimensions) for number in each.operand_ids]
-    query, key = [shape for shape in shapes if len(shape) >= 3][:2]
-    share = 0.5 if "causal" in name else 1.0
+    shapes = [self.instructions[number].shape for number in each.operand_ids]
+    query, key = [list(shape.dimensions) for shape in shapes if element(shape) in ("BF16", "F32")][:2]
+    share = 0.5 if "causal" in name else 1.0  # a `jax.named_scope` says so: half of all pairs
     return Work(share * counts[0] * 2.0 * math.prod(query) * key[-2], moved)
 
   def read(self, number: int) -> float:

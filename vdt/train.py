@@ -56,10 +56,12 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
         with stop.wait(), Watchdog(config.hang_after) as watchdog:
           state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir)
-        tables = evaluate(config, network, state.ema, config.evals)
+        with log.spending("eval"):
+          tables = evaluate(config, network, state.ema, config.evals)
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
-      page = write_report(config, network, state.ema, tables, workdir)
+        with log.spending("eval"):
+          page = write_report(config, network, state.ema, tables, workdir)
       if distributed.first():
         print(page)
   return state
@@ -178,7 +180,7 @@ def loop(
         None,
       )  # all rows up to a checkpoint are written before it is
       stopped = stopped or late
-      with log.spending("save"):
+      with log.spending("save"), watchdog.asleep() if stopped else contextlib.nullcontext():
         checkpoints.save(state, log.ledger.summary(), wait=bool(stopped))
     log.bar.update()
     watchdog.step()

@@ -30,7 +30,8 @@ class Writer:
     if self.writes:
       rows = [row for row in read_rows(workdir) if row["step"] <= step]
       rewrite(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-      self.events = SummaryWriter(str(epath.Path(workdir) / "tensorboard"), purge_step=step + 1)
+      folder = str(epath.Path(workdir) / "tensorboard")
+      self.events = SummaryWriter(folder, purge_step=step + 1, max_queue=10_000)
     distributed.barrier("metrics are cut")
     self.flops, self.peak = flops, device_peak() * devices
     shown = dict(unit="step", dynamic_ncols=True, mininterval=1.0, file=sys.stderr, disable=not self.writes)
@@ -72,6 +73,8 @@ class Writer:
       return
     with self.path.open("a") as file:
       file.write(json.dumps(row) + "\n")
+    if not self.alive():
+      raise OSError(f"{self.path.parent}/tensorboard cannot be written: is the disk full?")
     for name, value in row.items():
       if name != "step" and isinstance(value, (int, float)):
         self.events.add_scalar(name, value, row["step"])
@@ -92,10 +95,15 @@ class Writer:
   def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, *_) -> None:
-    self.mark(self.last[0])
+  def alive(self) -> bool:
+    """Whether the thread that writes TensorBoard's events still does: what is given to a dead one waits for ever."""
+    return self.events.file_writer.event_writer._worker.is_alive()
+
+  def __exit__(self, kind: type | None, *_) -> None:
     self.bar.close()
-    if self.writes:
+    if kind is None:
+      self.mark(self.last[0])
+    if self.writes and self.alive():
       self.events.close()
 
 
