@@ -96,6 +96,7 @@ def test_a_process_that_stands_still_does_not_leave_the_others_waiting(tmp_path,
   finally:
     for process in processes:
       process.kill()
+    processes[1].communicate()
   assert processes[0].returncode == 77 and "no step in 40 s" in said and "vdt/train.py" in said, said
 
 
