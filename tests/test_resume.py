@@ -110,9 +110,8 @@ def test_weights_of_eight_devices_start_a_run_on_one(whole, tmp_path, data_dir):
 
 
 def test_a_trace_goes_on_when_its_run_does(tmp_path, data_dir):
-  made = get_config()
-  made.data.data_dir, made.mesh.data, made.profile = data_dir, 1, "3:6"
-  for made.steps in (4, 8):
-    train(made, str(tmp_path))
+  for steps in (4, 8):
+    code, _, err = finish(tmp_path, data_dir, steps=steps, profile="3:6")
+    assert code == 0, err
   traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
   assert len(traces) == 2 and all(path.stat().st_size for path in traces)
