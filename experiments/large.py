@@ -6,7 +6,7 @@ r"""Models for pod slices, on clips of your own: 16 frames of 256 x 256 pixels, 
 
 Variants: xl (Latte's XL with heads that fill a TPU's lanes, 0.67 B parameters, for v5e:16x16), 2b (2.1 B parameters,
 for v5p:4x4x4), tiny (the same in small, on simulated clips). Large patches of pixels need the clean video as the
-network's output (arXiv:2511.13720). Measured: nothing yet; what the TPU compiler makes of xl and 2b is in docs/plans.
+network's output (arXiv:2511.13720). Measured: nothing yet; what the TPU compiler makes of xl is in docs/plans.
 """
 
 from data_pipelines.clips import Clips, SimulatedClips

@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# The plans in docs/plans: XL and 2 B parameters on three kinds of pod slices, and on several of them.
+# The plans in docs/plans, all or those named: XL and 2 B parameters on three kinds of pod slices, and on several of them.
+#   experiments/plans.sh [NAME...]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p docs/plans
-plan() { # name, then the flags of vdt plan
+names=" $* "
+noise='^WARNING\|^I0000\|^W0000\|^E0000\|^===\|^learning'
+
+plan() { # name, then what follows --config experiments/large.py:
   local name=$1
   shift
+  [[ $names == "  " || $names == *" $name "* ]] || return 0
   echo "$name"
-  { echo "vdt plan --config experiments/large.py:$*"; echo; "${BIN:-.venv/bin}"/vdt plan --config experiments/large.py:"$@" \
-    --json "docs/plans/$name.json" 2>&1 | grep -v '^WARNING\|^I0000\|^W0000\|^E0000\|^===\|^learning'; } > "docs/plans/$name.txt"
+  {
+    echo "vdt plan --config experiments/large.py:$*"
+    echo
+    "${BIN:-.venv/bin}"/vdt plan --config experiments/large.py:"$@" --json "docs/plans/$name.json" 2>&1 | grep -v "$noise"
+  } > "docs/plans/$name.txt"
 }
+
 plan xl_v5e_256 xl
 plan refused 2b --topology v5e:4x4 --config.mesh.fsdp=1 --config.micro_batches=1 --config.data.batch_size=64
 plan xl_v5p_64 xl --topology v5p:4x4x4 --config.data.batch_size=256
