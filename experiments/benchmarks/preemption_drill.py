@@ -158,7 +158,7 @@ def drill(rounds: int, seed: int, folder: Path) -> dict:
     steps = 12 * rounds
     for number in range(rounds):
       kind, begin, seen = strikes[number % len(strikes)], max(complete(workdir), default=0), set(rows(workdir))
-      for _ in range(3):  # as a launcher would: where processes do not find each other in time, they ask for it
+      for _ in range(6):  # as a launcher would: where processes do not find each other in time, they ask for it
         processes = start(workdir, data, steps)
         struck = strike(kind, processes, workdir, rng)
         since = time.monotonic()
