@@ -8,6 +8,7 @@ PROGRAMS = {"train", "sample", "evaluate", "report", "plan"}
 BASE = {
   "host",
   "topology",
+  "network",
   "roofline",
   "distributed",
   "config",
@@ -16,8 +17,9 @@ BASE = {
   "writer",
   "ledger",
   "workdirs",
+  "video",
+  "watchdog",
 }
-BASE |= {"video", "watchdog"}
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},
   **{name: BASE for name in BASE},

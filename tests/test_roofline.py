@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdt import roofline, topology
-from vdt.roofline import links
+from vdt.network import links
 from vdt.topology import CHIPS
 
 missing = importlib.util.find_spec("libtpu") is None

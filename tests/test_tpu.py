@@ -6,11 +6,11 @@ import re
 from functools import partial
 
 import jax
-import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 
-from vdt.config import AXES
+from vdt import topology
+from vdt.config import Mesh
 from vdt.diffusion import RectifiedFlow
 from vdt.models import TransformerConfig
 from vdt.sharding import BATCH, place
@@ -21,17 +21,12 @@ BATCHES, FRAMES, SIZE, WIDTH = 4, 8, (32, 32), 256
 
 
 @pytest.fixture
-def compiled(monkeypatch):
+def compiled():
   """The text of a gradient step, compiled for 8 chips of v5e: its all-to-alls, and the sizes of what it gathers."""
-  for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
-    monkeypatch.setenv(name, value)
-  from jax.experimental import topologies
-
-  devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+  devices = topology.describe("v5e:2x4").devices
 
   def compile(pattern, **axes):
-    shape = [axes.get(axis, 1) for axis in AXES]
-    mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    mesh = Mesh(**axes).build(devices)
     model = TransformerConfig(depth=2 * len(pattern), width=WIDTH, heads=4, patch=(1, 4, 4), pattern=pattern)
     network = model.build(FRAMES, SIZE, dict(mesh.shape))
     batch = lambda *shape: jax.ShapeDtypeStruct((BATCHES, *shape), "float32", sharding=NamedSharding(mesh, BATCH))

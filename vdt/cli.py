@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(rest: list[str]) -> None:
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(77))  # until training has handlers of its own: restart me
+  from vdt.distributed import RESTART
+
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESTART))  # until training has handlers of its own
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "where the run lives; a run that is there goes on", flag_values=values)
   config, origin = parse(rest, values)

@@ -20,7 +20,7 @@ import tqdm
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vdt import checkpoint, roofline, sharding, topology, workdirs
+from vdt import checkpoint, distributed, network, roofline, sharding, topology, workdirs
 from vdt.config import Config
 from vdt.sample import CHUNK, make
 from vdt.topology import GIB, Slice
@@ -48,21 +48,21 @@ def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
   """
   where = topology.describe(name, slices)
   config.check()
-  mesh, network = config.layout(where.devices)
+  mesh, model = config.layout(where.devices)
   where = where._replace(devices=list(mesh.devices.flat))  # collectives name them by their place in the mesh
   optimizer = config.optimizer.build()
-  new_state = partial(checkpoint.new_state, network, optimizer)
+  new_state = partial(checkpoint.new_state, model, optimizer)
   state = sharding.place(jax.eval_shape(new_state, jax.random.key(0)), mesh)
   placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-  update = make_update(config, network, optimizer, jax.random.key(config.seed))
+  update = make_update(config, model, optimizer, jax.random.key(config.seed))
 
   rows = lambda count, shape, dtype: jax.ShapeDtypeStruct(
     (count, *shape), dtype, sharding=NamedSharding(mesh, sharding.BATCH)
   )
   video, count = (config.data.frames, *config.data.size, config.model.channels), config.data.batch_size
   batch = {"video": rows(count, video, "uint8"), **{key: rows(count, (), "int32") for key in ("label", "stop")}}
-  parts = mesh.shape["data"] * mesh.shape["fsdp"]
-  made = -(-CHUNK // parts) * parts
+  with jax.set_mesh(mesh):
+    made = distributed.rows(CHUNK)
   cond = {
     "given": rows(made, (*video[:-1], 1), "float32"),
     "label": rows(made, (), "int32"),
@@ -72,7 +72,7 @@ def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
   held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in ("params", "ema", "opt")}
   with jax.set_mesh(mesh):
     step = jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
-    sampling = make.lower(network.apply, config.diffusion, config.sampler, state.ema, *inputs)
+    sampling = make.lower(model.apply, config.diffusion, config.sampler, state.ema, *inputs)
   try:
     train = program(step, where, name, slices)
   except TooLarge as error:
@@ -132,7 +132,7 @@ def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any
   """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
   told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
   told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
-  told += [inspect.getsource(each) for each in (roofline, topology, program)]
+  told += [inspect.getsource(each) for each in (network, roofline, topology, program)]
   path = CACHE.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
   if path.exists():
     return json.loads(path.read_text())
@@ -273,8 +273,9 @@ REMAT = {"none": (1.0, 40), "dots": (1.05, 16), "full": (1.33, 2)}
 
 
 def parameters(config: Config) -> int:
-  network = config.model.build(config.data.frames, tuple(config.data.size), {})
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
+  """How many numbers the model of `config` has."""
+  model = config.model.build(config.data.frames, tuple(config.data.size), {})
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
 
 
 def run(config: Config, name: str, slices: int, json_path: str | None, limit: int | None) -> None:

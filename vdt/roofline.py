@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdt import network
 from vdt.topology import Slice
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
@@ -377,78 +378,14 @@ class Program:
     given = sum(size for shape in shapes for size, _ in sizes(shape))
     made = sum(size for size, _ in sizes(each.shape)) - (given if each.opcode.endswith("-start") else 0)
     moved = float(made if kind == "all-gather" else given)
-    group = self.group(each)
-    network, seconds = self.seconds(kind, moved, group)
-    return Pending(kind, network, moved, seconds, seconds)
+    name, seconds = network.seconds(kind, moved, network.group(each, len(self.where.devices)), self.where)
+    return Pending(kind, name, moved, seconds, seconds)
 
   def fused_collective(self, start: Any) -> Pending:
     """What a fusion starts: a collective whose parts the fusions between it and its done carry on as they compute."""
     body = self.computations[start.called_computation_ids[0]].instructions
     each = next(each for each in body if each.opcode.removesuffix("-start") in COLLECTIVES)
     return self.collective(each, each.opcode.removesuffix("-start"))
-
-  def group(self, each: Any) -> list[int]:
-    """The devices of one group of a collective, by their place in the mesh."""
-    count = len(self.where.devices)
-    if each.source_target_pairs:
-      return [each.source_target_pairs[0].source, each.source_target_pairs[0].target]
-    if each.HasField("mesh_axes_replica_group_list"):
-      named = each.mesh_axes_replica_group_list
-      shape = [axis.size for axis in named.mesh.axes]
-      grid = np.arange(math.prod(shape)).reshape(shape)
-      if named.mesh.device_ids:
-        grid = np.asarray(named.mesh.device_ids).reshape(shape)
-      axes = [axis.mesh_axis_index for axis in named.axes]
-      whole = all(not axis.HasField("sub_axis_info") for axis in named.axes)
-      order = [axis for axis in range(len(shape)) if axis not in axes] + axes
-      size = math.prod(shape[axis] for axis in axes)
-      return grid.transpose(order).reshape(-1, size)[0].tolist() if whole else list(range(count))
-    listed = each.collective_device_list
-    if listed.HasField("iota_replica_group_list"):
-      iota = listed.iota_replica_group_list
-      ids = np.arange(math.prod(iota.iota_reshape_dims)).reshape(list(iota.iota_reshape_dims))
-      return ids.transpose(list(iota.iota_transpose_perm)).reshape(-1, iota.num_devices_per_group)[0].tolist()
-    groups = list(listed.replica_groups) or list(each.replica_groups)
-    return list(groups[0].replica_ids) if groups and groups[0].replica_ids else list(range(count))
-
-  def seconds(self, kind: str, moved: float, group: list[int]) -> tuple[str, float]:
-    """The network that a group's collective uses, and for how long; see the equations in `links`."""
-    devices = [self.where.devices[number] for number in group]
-    if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
-      slices = len({device.slice_index for device in devices})
-      factor = {"all-reduce": 2.0}.get(kind, 1.0)
-      return "dcn", factor * moved * (slices - 1) / slices / self.chip.dcn
-    return "ici", links(kind, moved, [tuple(device.coords) for device in devices], self.where.shape, self.chip)
-
-
-def links(kind: str, moved: float, coords: list[tuple[int, ...]], shape: tuple[int, ...], chip: Any) -> float:
-  """Seconds that a collective of `moved` bytes a chip keeps the links busy between chips at `coords`.
-
-  On a ring of n chips whose links carry w bytes a second each way, gathering V bytes takes V (n - 1) / n / 2w, reducing
-  to all of them twice that, and exchanging V bytes V n / 8w; on a line, with no link back, each takes twice as long.
-  Several axes gather side by side; an exchange is bound by the longest one (jax-ml.github.io/scaling-book, "Sharded
-  matrices"). Groups that lie between each other share links, so theirs are that much slower.
-  """
-  columns = [sorted(set(column)) for column in zip(*coords)]
-  spans = [(column, shape[axis]) for axis, column in enumerate(columns) if len(column) > 1]
-  if not spans:
-    return 0.0
-  rate, slowest = 0.0, 0.0
-  for column, length in spans:
-    gaps = (column[-1] - column[0]) // (len(column) - 1)
-    ring = len(column) == length and length % chip.ring == 0
-    each = chip.link * (2 if ring else 1) / gaps
-    rate += each
-    slowest = max(slowest, len(column) / 4 / each)
-  count = len(coords)
-  match kind:
-    case "all-to-all":
-      return moved * slowest
-    case "collective-permute":
-      return moved / chip.link
-    case "all-reduce":
-      return 2 * moved * (count - 1) / count / rate
-  return moved * (count - 1) / count / rate
 
 
 def integers(constant: Any) -> list[int]:

@@ -60,6 +60,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
           tables = evaluate(config, network, state.ema, config.evals)
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
+        log.mark(config.steps)  # the page shows it
         with log.spending("eval"):
           page = write_report(config, network, state.ema, tables, workdir)
       if distributed.first():

@@ -1,0 +1,72 @@
+"""What a collective needs of the networks between chips: the links inside a slice, or what joins slices."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from vdt.topology import Chip, Slice
+
+
+def group(each: Any, count: int) -> list[int]:
+  """The first group of a collective, as its devices' places among the `count` of the program."""
+  if each.source_target_pairs:
+    return [each.source_target_pairs[0].source, each.source_target_pairs[0].target]
+  if each.HasField("mesh_axes_replica_group_list"):
+    named = each.mesh_axes_replica_group_list
+    shape = [axis.size for axis in named.mesh.axes]
+    grid = np.arange(math.prod(shape)).reshape(shape)
+    if named.mesh.device_ids:
+      grid = np.asarray(named.mesh.device_ids).reshape(shape)
+    axes = [axis.mesh_axis_index for axis in named.axes]
+    whole = all(not axis.HasField("sub_axis_info") for axis in named.axes)
+    order = [axis for axis in range(len(shape)) if axis not in axes] + axes
+    size = math.prod(shape[axis] for axis in axes)
+    return grid.transpose(order).reshape(-1, size)[0].tolist() if whole else list(range(count))
+  listed = each.collective_device_list
+  if listed.HasField("iota_replica_group_list"):
+    iota = listed.iota_replica_group_list
+    ids = np.arange(math.prod(iota.iota_reshape_dims)).reshape(list(iota.iota_reshape_dims))
+    return ids.transpose(list(iota.iota_transpose_perm)).reshape(-1, iota.num_devices_per_group)[0].tolist()
+  groups = list(listed.replica_groups) or list(each.replica_groups)
+  return list(groups[0].replica_ids) if groups and groups[0].replica_ids else list(range(count))
+
+
+def seconds(kind: str, moved: float, group: list[int], where: Slice) -> tuple[str, float]:
+  """The network that a group's collective uses, and for how long; see the equations in `links`."""
+  devices = [where.devices[number] for number in group]
+  if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+    slices = len({device.slice_index for device in devices})
+    factor = {"all-reduce": 2.0}.get(kind, 1.0)
+    return "dcn", factor * moved * (slices - 1) / slices / where.chip.dcn
+  return "ici", links(kind, moved, [tuple(device.coords) for device in devices], where.shape, where.chip)
+
+
+def links(kind: str, moved: float, coords: list[tuple[int, ...]], shape: tuple[int, ...], chip: Chip) -> float:
+  """Seconds that a collective of `moved` bytes a chip keeps the links busy between chips at `coords`.
+
+  On a ring of n chips whose links carry w bytes a second each way, gathering V bytes takes V (n - 1) / n / 2w, reducing
+  to all of them twice that, and exchanging V bytes V n / 8w; on a line, with no link back, each takes twice as long.
+  Several axes gather side by side; an exchange is bound by the longest one (jax-ml.github.io/scaling-book, "Sharded
+  matrices"). Groups that lie between each other share links, so theirs are that much slower.
+  """
+  columns = [sorted(set(column)) for column in zip(*coords)]
+  spans = [(column, shape[axis]) for axis, column in enumerate(columns) if len(column) > 1]
+  if not spans:
+    return 0.0
+  rate, slowest = 0.0, 0.0
+  for column, length in spans:
+    gaps = (column[-1] - column[0]) // (len(column) - 1)
+    ring = len(column) == length and length % chip.ring == 0
+    each = chip.link * (2 if ring else 1) / gaps
+    rate += each
+    slowest = max(slowest, len(column) / 4 / each)
+  count = len(coords)
+  match kind:
+    case "all-to-all":
+      return moved * slowest
+    case "collective-permute":
+      return moved / chip.link
+    case "all-reduce":
+      return 2 * moved * (count - 1) / count / rate
+  return moved * (count - 1) / count / rate
