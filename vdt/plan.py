@@ -31,7 +31,7 @@ OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+
 
 
 class TooLarge(ValueError):
-  """A program that needs more memory than a chip has; `used` and `there` are bytes of a chip."""
+  """A program that needs more memory than a chip has; bytes of a chip: those of its temporaries, those there."""
 
   def __init__(self, text: str, used: float, there: float):
     super().__init__(text)
@@ -81,8 +81,8 @@ def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
     sample = program(sampling, where, name, slices)
   except TooLarge as error:
     raise TooLarge(
-      f"sampling {made} videos does not fit {name}: a chip has {error.there / GIB:.2f} GiB, it needs "
-      f"{error.used / GIB:.2f}; raise mesh.fsdp ({mesh.shape['fsdp']}), or take chips with more memory",
+      f"sampling {made} videos does not fit {name}: a chip has {error.there / GIB:.2f} GiB, its temporaries "
+      f"need {error.used / GIB:.2f}; raise mesh.fsdp ({mesh.shape['fsdp']}), or take chips with more memory",
       error.used,
       error.there,
     ) from None
@@ -180,8 +180,9 @@ def refusal(config: Config, error: TooLarge, state: float, mesh: jax.sharding.Me
     levers.append(f"lower data.batch_size ({config.data.batch_size})")
   levers.append("take more chips, or chips with more memory")
   return (
-    f"does not fit {name}: a chip has {error.there / GIB:.2f} GiB, it needs {error.used / GIB:.2f}, the state being "
-    f"{state / GIB:.2f} (mesh {dict(mesh.shape)}, batch {config.data.batch_size}); {', or '.join(levers)}"
+    f"does not fit {name}: a chip has {error.there / GIB:.2f} GiB, its temporaries need {error.used / GIB:.2f}, "
+    f"beside a state of {state / GIB:.2f} (mesh {dict(mesh.shape)}, batch {config.data.batch_size}); "
+    f"{', or '.join(levers)}"
   )
 
 
