@@ -36,7 +36,8 @@ class Checkpointer:
     if not create and not self.directory.exists():
       raise FileNotFoundError(f"no checkpoints at {self.directory}: train there first, or name another --workdir")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=create)
-    handlers = {"state": ocp.StandardCheckpointHandler(), "ledger": ocp.JsonCheckpointHandler()}
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False)  # it saves 8 % of the bytes and triples the time
+    handlers = {"state": arrays, "ledger": ocp.JsonCheckpointHandler()}
     self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
   def __enter__(self) -> "Checkpointer":
@@ -57,7 +58,7 @@ class Checkpointer:
     """Saves `state` under its step, and what it took beside it (`vdt.ledger`), unless that is saved already."""
     step = int(state.step)
     if step != self.newest:
-      items = {"state": ocp.args.StandardSave(state._asdict()), "ledger": ocp.args.JsonSave(ledger)}
+      items = {"state": ocp.args.PyTreeSave(state._asdict()), "ledger": ocp.args.JsonSave(ledger)}
       self.manager.save(step, args=ocp.args.Composite(**items))
     if wait:
       self.manager.wait_until_finished()
@@ -79,18 +80,20 @@ class Checkpointer:
       if not (found := shapes(saved.tree if hasattr(saved, "tree") else saved)):
         raise ValueError("its metadata is missing")
       check_same(found, shapes(target), f"checkpoint {step}")
-      return State(**self.state(step, ocp.args.StandardRestore(target)))
+      return State(**self.state(step, target, ocp.checkpoint_utils.construct_restore_args(target)))
 
-  def state(self, step: int, args: Any) -> dict[str, Any]:
-    """The fields of the state saved at `step`, as `args` (of Orbax) has them."""
-    return self.manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+  def state(self, step: int, like: Any, how: Any) -> dict[str, Any]:
+    """The fields of the state saved at `step`, in the structure of `like` (None: as saved); how: Orbax's arguments."""
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how))
+    return self.manager.restore(step, args=args)["state"]
 
   def arrays(self, step: int | None = None) -> dict[str, Any]:
     """The fields of the state saved at `step` (default: the newest), as they are there, on one device."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # it may have been saved on devices that are not
     step = self.newest if step is None else step
     with self.reading(step):
-      return self.state(step, ocp.args.StandardRestore(fallback_sharding=here))
+      saved = self.manager.item_metadata(step)["state"].tree
+      return self.state(step, None, jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), saved))
 
   def ledger(self, step: int) -> dict[str, float]:
     """What the state saved at `step` had taken (`vdt.ledger`)."""

@@ -3,8 +3,8 @@
   python experiments/benchmarks/checkpoint_stall.py [--gigabytes 1] [--rounds 5] [--json FILE]
 
 A state of float32 arrays, shaped like a model's with its average and moments, is saved through `vdt.checkpoint` by
-turns as training does (in the background; the stall is what `save` itself takes) and waiting for it (a synchronous
-save). In the same rounds `dd` writes as many bytes to the same disk, up to fsync, before and after. Training keeps one
+turns as training does (in the background; the stall is what `save` itself takes) and waiting for it, down to the disk (a
+synchronous save). In the same rounds `dd` writes as many bytes to the same disk, up to fsync, before and after. Training keeps one
 core busy with a matrix product meanwhile. Prints a table of medians and writes JSON. Goals: stall at most 5 % of a
 synchronous save, throughput at least 70 % of the disk's.
 """
@@ -70,6 +70,8 @@ def main() -> None:
           number += 1
           start = time.perf_counter()
           checkpoints.save(state._replace(step=jnp.int32(number)), LEDGER, wait=kind == "synchronous")
+          if kind == "synchronous":
+            os.sync()  # as dd does, down to the disk
           row[kind] = time.perf_counter() - start
           while checkpoints.manager.is_saving_in_progress():  # training goes on
             matrix = work(matrix).block_until_ready()
