@@ -30,6 +30,7 @@ def get_config(variant: str = "full") -> Config:
     tasks=Tasks(generation=0.7, prediction=0.2, interpolation=0.1),
     sampler=Sampler(method="heun", steps=16),
     optimizer=AdamW(lr=2e-4, warmup=1_000),
+    topology="v5e:2x4",
     evals={
       "loss": ValLoss(tasks=("generation", "prediction", "interpolation")),
       "motion": Motion(),

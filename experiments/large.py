@@ -27,7 +27,6 @@ def get_config(variant: str = "xl") -> Config:
     optimizer=AdamW(lr=1e-4, warmup=5_000),
     evals={"loss": ValLoss(every=10_000)},
     mesh=Mesh(fsdp=16),
-    micro_batches=2,
     topology="v5e:16x16",
   )
   match variant:
@@ -35,7 +34,7 @@ def get_config(variant: str = "xl") -> Config:
       pass
     case "2b":
       config.model = TransformerConfig.sized("2B", patch=(1, 16, 16), remat="dots")
-      config.mesh, config.topology = Mesh(fsdp=16), "v5p:4x4x4"
+      config.micro_batches, config.topology = 2, "v5p:4x4x4"
     case "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=8)
       config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), width=32, heads=1, dtype="float32", remat="dots")

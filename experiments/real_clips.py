@@ -33,6 +33,7 @@ def get_config(variant: str = "full") -> Config:
     tasks=Tasks(generation=0.2, prediction=0.8),
     sampler=Sampler(method="euler", steps=16),
     optimizer=AdamW(lr=2e-4, warmup=1_000),
+    topology="v5e:2x4",
     evals={
       "loss": ValLoss(tasks=("prediction",)),
       "prediction": Prediction(count=64, repeats=8, given_frames=4),

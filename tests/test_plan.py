@@ -83,3 +83,17 @@ def test_what_cannot_be_planned_is_said(capsys, flags, said):
   with pytest.raises(SystemExit) as ended:
     cli.main(["plan", f"{CONFIG}:tiny", *flags])
   assert ended.value.code == 1 and said in capsys.readouterr().err
+
+
+FULL = {"bouncing": ("full",), "contacts": ("full", "occlusion"), "large": ("xl", "2b"), "real_clips": ("full",)}
+
+
+def test_every_experiment_is_planned():
+  assert set(FULL) == {path.stem for path in (ROOT / "experiments").glob("*.py")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, variant", [(name, variant) for name in FULL for variant in FULL[name]])
+def test_every_experiment_fits_the_slice_it_names(name, variant, capsys):
+  cli.main(["plan", f"--config={ROOT}/experiments/{name}.py:{variant}"])
+  assert "HBM a chip: peak" in capsys.readouterr().out

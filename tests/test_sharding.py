@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import jax
@@ -69,6 +71,19 @@ def test_sharded_is_single_device(single, data_dir, axes, optimizer):
     1e-4 if optimizer == "muon" else 1e-5
   )  # of a matrix of low rank Muon makes one of full rank, from rounding
   assert_same(state, single(optimizer), tolerance)
+
+
+def fetched(*args):
+  """`steps`, as arrays that another process can read."""
+  return jax.device_get(steps(*args))
+
+
+def test_all_four_axes_together_are_a_single_device(single, data_dir, monkeypatch):
+  """Two devices along each axis, sixteen: in a process of its own, for this one has eight."""
+  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0")
+  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    axes = dict(data=2, fsdp=2, sequence=2, tensor=2)
+    assert_same(pool.submit(fetched, data_dir, "adamw", axes).result(), single("adamw"))
 
 
 @pytest.mark.parametrize("axes", [dict(), dict(data=2, fsdp=2)], ids=str)

@@ -38,8 +38,8 @@ class TooLarge(ValueError):
     self.used, self.there = used, there
 
 
-def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
-  """What training and sampling `config` takes on `slices` slices named `name`, as JSON-able data.
+def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> dict[str, Any]:
+  """What training `config`, and `sampling` from it, takes on `slices` slices named `name`, as JSON-able data.
 
   Bytes and FLOPs are of one chip and one step unless named otherwise; what a program costs is found once and kept in
   CACHE. least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the
@@ -50,51 +50,21 @@ def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
   config.check()
   mesh, model = config.layout(where.devices)
   where = where._replace(devices=list(mesh.devices.flat))  # collectives name them by their place in the mesh
-  optimizer = config.optimizer.build()
-  new_state = partial(checkpoint.new_state, model, optimizer)
-  state = sharding.place(jax.eval_shape(new_state, jax.random.key(0)), mesh)
-  placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-  update = make_update(config, model, optimizer, jax.random.key(config.seed))
-
-  rows = lambda count, shape, dtype: jax.ShapeDtypeStruct(
-    (count, *shape), dtype, sharding=NamedSharding(mesh, sharding.BATCH)
-  )
-  video, count = (config.data.frames, *config.data.size, config.model.channels), config.data.batch_size
-  batch = {"video": rows(count, video, "uint8"), **{key: rows(count, (), "int32") for key in ("label", "stop")}}
-  with jax.set_mesh(mesh):
-    made = distributed.rows(CHUNK)
-  cond = {
-    "given": rows(made, (*video[:-1], 1), "float32"),
-    "label": rows(made, (), "int32"),
-    "null": rows(made, (), bool),
-  }
-  inputs = (rows(made, (2,), "uint32"), rows(made, video, "float32"), cond)
+  state, step = lowered_step(config, mesh, model)
   held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in ("params", "ema", "opt")}
-  with jax.set_mesh(mesh):
-    step = jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
-    sampling = make.lower(model.apply, config.diffusion, config.sampler, state.ema, *inputs)
   try:
     train = program(step, where, name, slices)
   except TooLarge as error:
     raise TooLarge(refusal(config, error, float(sum(held.values())), mesh, name), error.used, error.there) from None
-  try:
-    sample = program(sampling, where, name, slices)
-  except TooLarge as error:
-    raise TooLarge(
-      f"sampling {made} videos does not fit {name}: a chip has {error.there / GIB:.2f} GiB, its temporaries "
-      f"need {error.used / GIB:.2f}; raise mesh.fsdp ({mesh.shape['fsdp']}), or take chips with more memory",
-      error.used,
-      error.there,
-    ) from None
 
   chips, chip = len(mesh.devices.flat), where.chip
-  forward = config.model.flops_by_part(config.data.frames, config.data.size)
+  count, forward = config.data.batch_size, config.model.flops_by_part(config.data.frames, config.data.size)
   model_flops = 3 * count * sum(forward.values())
   seconds = train["seconds"]
   hours = config.steps * seconds / 3600
   count_parameters, micro = parameters(config), config.micro_batches
   least = 2 * sum(held.values()) + micro * (3 * 2 * count_parameters / mesh.shape["tensor"] + 2 * train["activations"])
-  return {
+  found = {
     "topology": name,
     "slices": slices,
     "chips": chips,
@@ -114,7 +84,6 @@ def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
     "model_flops": {part: 3 * count * value for part, value in forward.items()},
     "hardware_flops": train["flops"] * chips,
     "train": train,
-    "sample": {**sample, "videos": made, "evaluations": sample["flops"] * chips / (made * sum(forward.values()))},
     "least_bytes": least,
     "step_seconds": seconds,
     "mfu": model_flops / (chips * chip.peak * seconds),
@@ -122,6 +91,53 @@ def plan(config: Config, name: str, slices: int = 1) -> dict[str, Any]:
     "days": hours / 24,
     "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
   }
+  if sampling:
+    lowered, made = lowered_sampling(config, mesh, model, state.ema)
+    try:
+      sample = program(lowered, where, name, slices)
+    except TooLarge as error:
+      raise TooLarge(
+        f"sampling {made} videos does not fit {name}: a chip has {error.there / GIB:.2f} GiB, its temporaries "
+        f"need {error.used / GIB:.2f}; raise mesh.fsdp ({mesh.shape['fsdp']}), or take chips with more memory",
+        error.used,
+        error.there,
+      ) from None
+    evaluations = sample["flops"] * chips / (made * sum(forward.values()))
+    found["sample"] = {**sample, "videos": made, "evaluations": evaluations}
+  return found
+
+
+def lowered_step(config: Config, mesh: jax.sharding.Mesh, model: Any) -> tuple[checkpoint.State, Any]:
+  """The state's shapes and places, and the training step, traced for `mesh`."""
+  optimizer = config.optimizer.build()
+  new_state = partial(checkpoint.new_state, model, optimizer)
+  state = sharding.place(jax.eval_shape(new_state, jax.random.key(0)), mesh)
+  placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+  update = make_update(config, model, optimizer, jax.random.key(config.seed))
+  count, video = config.data.batch_size, (config.data.frames, *config.data.size, config.model.channels)
+  batch = {"video": rows(mesh, count, video, "uint8")}
+  batch |= {key: rows(mesh, count, (), "int32") for key in ("label", "stop")}
+  with jax.set_mesh(mesh):
+    return state, jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
+
+
+def lowered_sampling(config: Config, mesh: jax.sharding.Mesh, model: Any, params: Any) -> tuple[Any, int]:
+  """The sampling of one chunk of videos, traced for `mesh`, and how many those are."""
+  with jax.set_mesh(mesh):
+    made = distributed.rows(CHUNK)
+    video = (config.data.frames, *config.data.size, config.model.channels)
+    cond = {
+      "given": rows(mesh, made, (*video[:-1], 1), "float32"),
+      "label": rows(mesh, made, (), "int32"),
+      "null": rows(mesh, made, (), bool),
+    }
+    inputs = (rows(mesh, made, (2,), "uint32"), rows(mesh, made, video, "float32"), cond)
+    return make.lower(model.apply, config.diffusion, config.sampler, params, *inputs), made
+
+
+def rows(mesh: jax.sharding.Mesh, count: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+  """An array of `count` rows that lie as a batch does."""
+  return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
 
 
 def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
@@ -256,7 +272,7 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
   found = []
   for _, _, each in tqdm.tqdm(sorted(ranked)[:limit], unit="plan", file=sys.stderr):
     with contextlib.suppress(TooLarge):
-      found.append((each, plan(each, name, slices)))
+      found.append((each, plan(each, name, slices, sampling=False)))
   return sorted(found, key=lambda pair: pair[1]["step_seconds"])
 
 

@@ -25,6 +25,7 @@ SIZES = {"PRED": 1, "S8": 1, "U8": 1, "S16": 2, "U16": 2, "F16": 2, "BF16": 2, "
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 """Pallas kernels by name, and the products of queries and keys, or of their size, that they take."""
+STATED = re.compile(r'"cost_estimate": *\{"flops": *"(\d+)"')
 FUSED = "async-collective-"  # how the compiler names the fusions that start and end a collective
 HBM = 0  # the memory space of a layout; others are on the chip, or the host's
 
@@ -257,13 +258,15 @@ class Program:
   def kernel(self, each: Any) -> Work:
     """Of a Pallas kernel, which the compiler does not look into: its operands and results once, and its products.
 
-    ValueError for a kernel that is not in KERNELS: its FLOPs are not known.
+    The products are those that it states (`cost_estimate`), or that KERNELS has for it; ValueError if neither is there.
     """
     moved = in_hbm(each.shape) + sum(in_hbm(self.instructions[number].shape) for number in each.operand_ids)
+    if stated := STATED.search(each.backend_config.decode()):
+      return Work(float(stated[1]), moved)
     name = each.metadata.op_name
     counts = [count for pattern, count in KERNELS.items() if re.search(pattern, name)]
     if not counts:
-      raise ValueError(f"the FLOPs of the kernel {name} are not known: add it to vdt.roofline.KERNELS")
+      raise ValueError(f"the FLOPs of the kernel {name} are not known: it is to have a cost_estimate")
     shapes = [self.instructions[number].shape for number in each.operand_ids]
     query, key = [list(shape.dimensions) for shape in shapes if element(shape) in ("BF16", "F32")][:2]
     share = 0.5 if "causal" in name else 1.0  # a `jax.named_scope` says so: half of all pairs

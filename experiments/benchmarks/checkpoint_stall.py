@@ -3,10 +3,10 @@
   python experiments/benchmarks/checkpoint_stall.py [--gigabytes 1] [--rounds 5] [--json FILE]
 
 A state of float32 arrays, shaped like a model's with its average and moments, is saved through `vdt.checkpoint` by
-turns as training does (in the background; the stall is what `save` itself takes) and waiting for it, down to the disk (a
-synchronous save). In the same rounds `dd` writes as many bytes to the same disk, up to fsync, before and after. Training keeps one
-core busy with a matrix product meanwhile. Prints a table of medians and writes JSON. Goals: stall at most 5 % of a
-synchronous save, throughput at least 70 % of the disk's.
+turns as training does (in the background; the stall is what `save` itself takes) and waiting for it, down to the disk
+(a synchronous save). In the same rounds `dd` writes as many bytes to the same disk, up to fsync, before and after.
+Training keeps one core busy with a matrix product meanwhile. Prints a table of medians and writes JSON. Goals: stall at
+most 5 % of a synchronous save, throughput at least 70 % of the disk's.
 """
 
 import argparse

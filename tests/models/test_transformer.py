@@ -108,14 +108,15 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   from vdt.models.transformer import VideoDiT
 
   class Loop(VideoDiT):
-    def repeat(self, tokens, time, shared, cells):
+    def repeat(self, tokens, time, shared, cells, kernels):
       graphdef, stacked = nnx.split(self.pattern)
       for i in range(3):
-        tokens = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(tokens, time, shared, cells)
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        tokens = nnx.merge(graphdef, layer)(tokens, time, shared, cells, kernels)
       return tokens
 
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: Loop(config(depth=6), nnx.Rngs(0))))
-  np.testing.assert_allclose(scanned, nnx.merge(graphdef, params)(x, t, cond), atol=2e-6)
+  np.testing.assert_allclose(scanned, nnx.merge(graphdef, params)(x, t, cond, kernels=True), atol=2e-6)
   first = {**params, "pattern": jax.tree.map(lambda leaf: leaf[:1], params["pattern"])}
   assert not np.allclose(scanned, one.apply(first, x, t, cond), atol=1e-3), "all repeats count"
 

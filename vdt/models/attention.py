@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from vdt.models import layout
+from vdt.models.fused_attention import MOST, Spec, choose, fused_attention
 from vdt.models.layers import Dense
 from vdt.models.positions import grid, rope_angles, rotate
 
@@ -46,6 +48,38 @@ def attend(
   return jnp.einsum("...sr,...re->...se", weights, value)
 
 
+def attend_long(
+  query: Float[Array, "*b k s e"],
+  key: Float[Array, "*b k s e"],
+  value: Float[Array, "*b k s e"],
+  lies: P | None = None,
+  interpret: bool = False,
+) -> Float[Array, "*b k s e"]:
+  """`attend` for sequences of a multiple of 128 that no block holds: JAX's splash kernel, with a custom_vjp.
+
+  lies: how the arguments lie on a mesh, if there is one.
+  """
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  def local(query: Array, key: Array, value: Array) -> Array:
+    heads, length, size = query.shape[-3:]
+    block = next(block for block in (512, 256, 128) if length % block == 0)
+    kernel = splash.make_splash_mha_single_device(
+      masks.MultiHeadMask([masks.FullMask((length, length))] * heads),
+      block_sizes=splash.BlockSizes(*[block] * 8),
+      interpret=interpret,
+    )
+    for _ in query.shape[:-3]:
+      kernel = jax.vmap(kernel)
+    return kernel(query * size**-0.5, key, value)
+
+  if lies is not None:
+    mesh = jax.sharding.get_abstract_mesh()
+    local = jax.shard_map(local, mesh=mesh, in_specs=(lies,) * 3, out_specs=lies, check_vma=False)
+  return local(query, key, value)
+
+
 class Attention(nnx.Module):
   """Multi-head self-attention over one named axis, with RMS-normalised queries and keys (arXiv:2302.05442)."""
 
@@ -60,25 +94,58 @@ class Attention(nnx.Module):
     norm = lambda: nnx.RMSNorm(width // heads, dtype=dtype, rngs=rngs) if qk_norm else None
     self.query_norm, self.key_norm = norm(), norm()
 
-  def __call__(self, x: Float[Array, "b f n d"], cells: tuple[int, int, int], split: int) -> Float[Array, "b f n d"]:
-    """cells: patches along (f, h, w), of which `x` may hold more frames, of padding. split: see `layout`."""
-    b, f, n, _ = x.shape
-    joint = self.axis == "joint"
-    apart = lambda y: layout.heads(rearrange(y, "b f n (k e) -> b f n k e", k=self.heads), split)
-    query, key, value = (apart(dense(x)) for dense in (self.query, self.key, self.value))
-    if self.query_norm is not None:
-      query, key = self.query_norm(query), self.key_norm(key)
+  def __call__(
+    self, x: Float[Array, "b f n d"], cells: tuple[int, int, int], kernels: bool, split: int
+  ) -> Float[Array, "b f n d"]:
+    """cells: patches along (f, h, w), of which `x` may hold more frames, of padding. split: see `layout`.
+
+    kernels: on a TPU the logits stay out of its memory where a block holds them (`fused_attention.choose`); without
+    them it is safe under `jax.jvp`.
+    """
+    joint, kernels = self.axis == "joint", kernels and layout.on_tpu()
+    query, key, value = (layout.hidden(dense(x), split) for dense in (self.query, self.key, self.value))
     if joint:
       query, key, value = (layout.by_heads(y, split) for y in (query, key, value))
-    pattern = AXES[self.axis]
+    if spec := self.kernel(x, cells, split) if kernels else None:
+      ones = jnp.ones(spec.size)
+      scales = [ones if norm is None else norm.scale[...] for norm in (self.query_norm, self.key_norm)]
+      y = fused_attention(spec, query, key, value, *scales)
+    else:
+      y = self.plain(query, key, value, cells, kernels, split)
+    y = layout.by_tokens(y, split) if joint else layout.hidden(y, split)
+    return layout.tokens(self.out(y), split)
+
+  def kernel(self, x: Array, cells: tuple[int, int, int], split: int) -> Spec | None:
+    """The kernel for tokens `x`, if there is one for their shape."""
+    _, f, n, d = x.shape
+    lies, (frames, patches, heads) = layout.inside(split, self.axis == "joint")
+    rest = dict(norm=self.query_norm is not None, rotary=self.rotary, lies=lies)
+    tokens, video = (f // frames, n // patches), (f, *cells[1:])
+    return choose(self.axis, tokens, self.heads // heads, d // self.heads, x.dtype.itemsize, video, cells[0], **rest)
+
+  def plain(
+    self, query: Array, key: Array, value: Array, cells: tuple[int, int, int], kernels: bool, split: int
+  ) -> Array:
+    """Attention of queries, keys and values (b f n d) by heads: `attend`, or, of long sequences, `attend_long`."""
+    _, f, n, _ = query.shape
+    pattern, joint = AXES[self.axis], self.axis == "joint"
+    query, key, value = (rearrange(y, "b f n (k e) -> b f n k e", k=self.heads) for y in (query, key, value))
+    if self.query_norm is not None:
+      query, key = self.query_norm(query), self.key_norm(key)
     query, key, value = (rearrange(y, pattern) for y in (query, key, value))
     if self.rotary:
       angles = rope_angles(coordinates(self.axis, (f, *cells[1:])), query.shape[-1])
       query, key = rotate(query, angles), rotate(key, angles)
     padded = f > cells[0] and self.axis != "space"
-    valid = np.repeat(np.arange(f) < cells[0], n if joint else 1) if padded else None
-    y = attend(query, key, value, causal=self.axis == "causal", valid=valid)
+    length = query.shape[-2]
+    if kernels and length > MOST and length % 128 == 0 and not padded and self.axis != "causal":
+      lies, _ = layout.inside(split, joint)
+      if lies is not None:
+        b, frames, patches, heads = lies
+        lies = {"space": P(b, frames, heads), "time": P(b, patches, heads), "joint": P(b, heads)}[self.axis]
+      y = attend_long(query, key, value, lies)
+    else:
+      valid = np.repeat(np.arange(f) < cells[0], n if joint else 1) if padded else None
+      y = attend(query, key, value, causal=self.axis == "causal", valid=valid)
     merged, by_axis = pattern.split(" -> ")
-    y = rearrange(y, f"{by_axis} -> {merged}", b=b, f=f, n=n)
-    y = layout.by_tokens(y, split) if joint else layout.heads(y, split)
-    return layout.tokens(self.out(rearrange(y, "b f n k e -> b f n (k e)")), split)
+    return rearrange(rearrange(y, f"{by_axis} -> {merged}", f=f, n=n), "b f n k e -> b f n (k e)")

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vdt.models import layout
 
 zeros = nnx.initializers.zeros_init()
 xavier = nnx.initializers.xavier_uniform()
+DENSE = "dense"  # what a dense layer put out, for a remat that keeps it
 
 
 class Dense(nnx.Linear):
@@ -22,10 +24,10 @@ class Dense(nnx.Linear):
     super().__init__(inputs, outputs, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-      return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
-    return super().__call__(x)
+    if layout.meshed():
+      return checkpoint_name(super().__call__(x), DENSE)
+    flat = super().__call__(x.reshape(-1, x.shape[-1]))
+    return checkpoint_name(flat.reshape(*x.shape[:-1], self.out_features), DENSE)
 
 
 class MLP(nnx.Module):

@@ -6,6 +6,7 @@ are held to the batch's axes as well: left alone, the compiler hands the paramet
 tokens, and spends the step on reducing them. Without a mesh nothing here does anything.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -23,10 +24,15 @@ def devices(axis: str) -> int:
   return 1 if mesh.empty else mesh.shape.get(axis, 1)
 
 
+def meshed() -> bool:
+  """Whether there is a mesh of more than one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
 def constrain(x: Array, spec: P) -> Array:
   """`x`, to lie as `spec` says."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec)
+  return jax.lax.with_sharding_constraint(x, spec) if meshed() else x
 
 
 def _spec(split: int, *rest: str | tuple[str, ...] | None) -> P:
@@ -39,18 +45,13 @@ def tokens(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
 
 
 def hidden(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
-  """What is inside an MLP, its width over `tensor`."""
+  """What is inside an MLP or an attention, its width, or heads, over `tensor`."""
   return constrain(x, _spec(split, "tensor"))
 
 
 def whole(x: Float[Array, "b f d"]) -> Float[Array, "b f d"]:
   """What each frame is modulated by, on every device of `sequence`: it is small, and both layouts need it."""
   return constrain(x, P(BATCH, None, None))
-
-
-def heads(x: Float[Array, "b f n k e"], split: int) -> Float[Array, "b f n k e"]:
-  """Queries, keys, values or outputs with `split` laid over `sequence` and heads over `tensor`."""
-  return constrain(x, _spec(split, "tensor", None))
 
 
 def _exchange(x: Array, split: int, join: int, before: P, after: P) -> Array:
@@ -66,15 +67,32 @@ def switch(x: Float[Array, "b f n d"], split: int, wanted: int) -> Float[Array, 
   return _exchange(x, wanted, split, _spec(split, None), _spec(wanted, None))
 
 
-def by_heads(x: Float[Array, "b f n k e"], split: int) -> Float[Array, "b f n k e"]:
+HEADS = P(BATCH, None, None, ("tensor", "sequence"))
+
+
+def by_heads(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
   """All tokens of fewer heads, for attention over all of them (DeepSpeed-Ulysses, arXiv:2309.14509)."""
-  if devices("sequence") == 1:
-    return x
-  return _exchange(x, 3, split, _spec(split, "tensor", None), P(BATCH, None, None, ("tensor", "sequence"), None))
+  return x if devices("sequence") == 1 else _exchange(x, 3, split, _spec(split, "tensor"), HEADS)
 
 
-def by_tokens(x: Float[Array, "b f n k e"], split: int) -> Float[Array, "b f n k e"]:
+def by_tokens(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
   """The way back from `by_heads`."""
-  if devices("sequence") == 1:
-    return x
-  return _exchange(x, split, 3, P(BATCH, None, None, ("tensor", "sequence"), None), _spec(split, "tensor", None))
+  return x if devices("sequence") == 1 else _exchange(x, split, 3, HEADS, _spec(split, "tensor"))
+
+
+def inside(split: int, joint: bool) -> tuple[P | None, tuple[int, int, int]]:
+  """How queries, keys and values (b f n d) of an attention lie, and over how many devices frames, patches and heads.
+
+  None and ones where no mesh splits them.
+  """
+  if not meshed():
+    return None, (1, 1, 1)
+  spec = HEADS if joint else _spec(split, "tensor")
+  count = lambda part: math.prod(map(devices, part if isinstance(part, tuple) else (part,))) if part else 1
+  return spec, tuple(count(part) for part in spec[1:])
+
+
+def on_tpu() -> bool:
+  """Whether what is traced is for a TPU: of the mesh, which may be described only, or of this machine."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "tpu"

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float
 
 from vdt.models import layout, positions
 from vdt.models.attention import AXES, Attention
-from vdt.models.layers import MLP, Dense, Residual, TimeEmbedding, modulate, zeros
+from vdt.models.layers import DENSE, MLP, Dense, Residual, TimeEmbedding, modulate, zeros
 
 MODULATIONS = ("zero", "single", "none")
 POSITIONS = ("rope", "sincos", "rope+sincos")
 REMAT: dict[str, Callable] = {
   "none": lambda body: body,
-  "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+  "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
   "full": jax.checkpoint,
 }
 SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:2401.03048, table 1)
@@ -34,7 +34,10 @@ SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:240
 
 
 class Network(NamedTuple):
-  """`params = init(key)`; `raw = apply(params, x, t, cond)`; params is a plain nested dict of float32 arrays."""
+  """`params = init(key)`; `raw = apply(params, x, t, cond)`; params is a plain nested dict of float32 arrays.
+
+  `apply(..., kernels=False)` keeps to what `jax.jvp` and every platform can do.
+  """
 
   init: Callable
   apply: Callable
@@ -147,8 +150,8 @@ class TransformerConfig:
     def init(key: jax.Array) -> dict:
       return nnx.to_pure_dict(nnx.state(VideoDiT(self, nnx.Rngs(key)), nnx.Param))
 
-    def apply(params: dict, x: jax.Array, t: jax.Array, cond: dict) -> jax.Array:
-      return nnx.merge(graphdef, params)(x, t, cond)
+    def apply(params: dict, x: jax.Array, t: jax.Array, cond: dict, kernels: bool = True) -> jax.Array:
+      return nnx.merge(graphdef, params)(x, t, cond, kernels)
 
     return Network(init, apply)
 
@@ -169,14 +172,14 @@ class Block(nnx.Module):
     self.mlp = Residual(mlp, width, entries[-1][1], dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], split: int
+    self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], kernels: bool, split: int
   ) -> tuple[Array, int]:
     """The tokens, and the axis of theirs that lies over `sequence` (`layout`): that of the last attention."""
     for_attention, for_mlp = (None, None) if shared is None else jnp.split(shared, 2, axis=-1)
     for attention in self.attention:
       wanted = layout.SPLIT.get(attention.body.axis, split)
       x, split = layout.switch(x, split, wanted), wanted
-      x = attention(x, time, for_attention, cells, split)
+      x = attention(x, time, for_attention, cells, kernels, split)
     return self.mlp(x, time, for_mlp, split), split
 
 
@@ -186,10 +189,10 @@ class Pattern(nnx.Module):
   def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
     self.blocks = nnx.List([Block(config, entries, rngs) for entries in config.entries()])
 
-  def __call__(self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int]) -> Array:
+  def __call__(self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], kernels: bool) -> Array:
     split = layout.FRAMES
     for block in self.blocks:
-      x, split = block(x, time, shared, cells, split)
+      x, split = block(x, time, shared, cells, kernels, split)
     return layout.switch(x, split, layout.FRAMES)
 
 
@@ -211,7 +214,9 @@ class VideoDiT(nnx.Module):
     self.final_modulation = Dense(width, 2 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
     self.out = Dense(width, cell * config.channels, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
-  def __call__(self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict) -> Float[Array, "b f h w c"]:
+  def __call__(
+    self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict, kernels: bool
+  ) -> Float[Array, "b f h w c"]:
     """cond: "given" (b f h w 1); with classes also "label" (b,) and, where the label is dropped, "null" (b,)."""
     config = self.config
     cells = config.cells(x.shape[1], x.shape[2:4])
@@ -236,7 +241,7 @@ class VideoDiT(nnx.Module):
       time = jnp.pad(time, ((0, 0), (0, padding), (0, 0)))
     time = layout.whole(time)
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
-    tokens = self.repeat(layout.tokens(tokens, layout.FRAMES), time, shared, cells)
+    tokens = self.repeat(layout.tokens(tokens, layout.FRAMES), time, shared, cells, kernels)
     tokens, time = tokens[:, : cells[0]], time[:, : cells[0]]
     shift, scale = jnp.split(self.final_modulation(nnx.silu(time))[:, :, None], 2, axis=-1)
     values = self.out(modulate(self.norm(tokens), shift, scale))
@@ -244,11 +249,13 @@ class VideoDiT(nnx.Module):
       x.dtype
     )
 
-  def repeat(self, tokens: Array, time: Array, shared: Array | None, cells: tuple[int, int, int]) -> Array:
+  def repeat(
+    self, tokens: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], kernels: bool
+  ) -> Array:
     """The pattern, again and again, as one scan: depth costs no compile time."""
     graphdef, stacked = nnx.split(self.pattern)
 
     def body(tokens: Array, layer: Any) -> tuple[Array, None]:
-      return nnx.merge(graphdef, layer)(tokens, time, shared, cells), None
+      return nnx.merge(graphdef, layer)(tokens, time, shared, cells, kernels), None
 
     return jax.lax.scan(REMAT[self.config.remat](body), tokens, stacked)[0]

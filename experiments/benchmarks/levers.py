@@ -1,0 +1,117 @@
+"""What each lever does to the estimated step of the XL model: kernels, remat, micro-batches, mesh, heads.
+
+  python experiments/benchmarks/levers.py [--json FILE]
+
+`vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip, with one thing
+changed at a time. Prints a table and writes JSON after each row. Compiled programs are kept with the plans, so that a
+second run, or one that was cut off, goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from experiments import large
+from vdt import plan
+from vdt.config import Config
+from vdt.models import TransformerConfig, attention
+
+RESULTS = Path(__file__).parent / "results" / "levers.json"
+SLICES = {"v5e:16x16": 1024, "v5p:4x4x4": 512}  # and the batch there
+
+
+def model(**fields) -> Callable[[Config], None]:
+  def change(config: Config) -> None:
+    config.model = dataclasses.replace(config.model, **fields)
+
+  return change
+
+
+def heads_of_72(config: Config) -> None:
+  config.model = TransformerConfig.sized("XL", patch=config.model.patch, remat=config.model.remat)
+
+
+def mesh(**axes) -> Callable[[Config], None]:
+  def change(config: Config) -> None:
+    config.mesh = dataclasses.replace(config.mesh, **axes)
+
+  return change
+
+
+def micro_batches(count: int) -> Callable[[Config], None]:
+  return lambda config: setattr(config, "micro_batches", count)
+
+
+def as_it_is(config: Config) -> None:
+  pass
+
+
+LEVERS = {  # what changes, and the axes whose attention has no kernel of ours
+  "as shipped": (as_it_is, ()),
+  "attention by plain products, float32 logits in memory": (as_it_is, ("space", "time")),
+  "the kernel for space alone": (as_it_is, ("time",)),
+  "the kernel for time alone": (as_it_is, ("space",)),
+  "remat full": (model(remat="full"), ()),
+  "remat none": (model(remat="none"), ()),
+  "2 micro-batches": (micro_batches(2), ()),
+  "4 micro-batches": (micro_batches(4), ()),
+  "fsdp 4": (mesh(fsdp=4), ()),
+  "fsdp 64": (mesh(fsdp=64), ()),
+  "sequence 2": (mesh(sequence=2), ()),
+  "tensor 2, heads 10 x 128": (lambda config: (mesh(tensor=2)(config), model(width=1280, heads=10)(config)), ()),
+  "heads 16 x 72": (heads_of_72, ()),
+}
+
+
+def row(topology: str, name: str) -> dict:
+  """The plan of one lever, in short; or why there is none."""
+  change, plain = LEVERS[name]
+  config = large.get_config("xl")
+  config.data.batch_size = SLICES[topology]
+  change(config)
+  choose = attention.choose
+  allowed = lambda axis, *args, **fields: None if axis in plain else choose(axis, *args, **fields)
+  try:
+    with mock.patch.object(attention, "choose", allowed):
+      found = plan.plan(config, topology, sampling=False)
+  except plan.TooLarge as error:
+    return {"needs": error.used, "there": error.there}
+  train = found["train"]
+  return {
+    "mfu": found["mfu"],
+    "seconds": found["step_seconds"],
+    "bytes": train["bytes"],
+    "least_bytes": found["least_bytes"],
+    "exposed": sum(each["exposed"] for each in train["collectives"]) / train["seconds"],
+    "hardware": found["hardware_flops"] / sum(found["model_flops"].values()),
+    "peak": found["memory"]["peak"],
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--json", type=Path, default=RESULTS)
+  options = parser.parse_args()
+  found: dict[str, dict] = {}
+  for topology in SLICES:
+    print(f"\n{topology:56} MFU  step, ms  HBM, GB  of least  exposed  FLOPs  peak, GiB")
+    for name in LEVERS:
+      each = row(topology, name)
+      found.setdefault(topology, {})[name] = each
+      options.json.write_text(json.dumps(found, indent=2) + "\n")
+      if "needs" in each:
+        print(f"{name:54} does not fit: {each['needs'] / 2**30:.1f} of {each['there'] / 2**30:.1f} GiB", flush=True)
+        continue
+      print(
+        f"{name:54} {100 * each['mfu']:4.1f} %  {1e3 * each['seconds']:7.1f}  {each['bytes'] / 1e9:7.1f}  "
+        f"{each['bytes'] / each['least_bytes']:8.1f}  {100 * each['exposed']:5.1f} %  {each['hardware']:5.2f}  "
+        f"{each['peak'] / 2**30:9.1f}",
+        flush=True,
+      )
+
+
+if __name__ == "__main__":
+  main()
