@@ -1,5 +1,6 @@
 """An experiment of seconds, and the processes that run it."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -16,13 +17,26 @@ from vdt.writer import TIMINGS
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
+NOTES = "VDT_TEST_NOTES"  # a folder in which each process notes the clips that it was given, where it is set
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Noted(SimulatedClips):
+  """Clips that say what they were read for."""
+
+  def batches(self, start, host=0, hosts=1):
+    for step, batch in enumerate(super().batches(start, host, hosts), start):
+      if NOTES in os.environ:
+        with (Path(os.environ[NOTES]) / str(os.getpid())).open("a") as file:
+          file.write(json.dumps({"step": step, "host": host, "hosts": hosts, "ids": batch["id"].tolist()}) + "\n")
+      yield batch
 
 
 def get_config(variant: str = "") -> Config:
   """Variant `evals` has a validation loss every 10 steps."""
   config = Config(
     steps=10,
-    data=SimulatedClips(name="sprites16", frames=8, size=(16, 16), batch_size=8),
+    data=Noted(name="sprites16", frames=8, size=(16, 16), batch_size=8),
     model=TransformerConfig(depth=2, width=16, heads=2, patch=(1, 4, 4), classes=24, dtype="float32"),
     diffusion=RectifiedFlow(),
     tasks=Tasks(generation=1.0, prediction=1.0, completion=1.0),

@@ -1,12 +1,13 @@
 """Several processes are one run: real ones, with their own devices, over loopback."""
 
+import json
 import signal
 import time
 
 import jax
 import numpy as np
 import pytest
-from short import finish, last_step, rows, start_together
+from short import NOTES, finish, get_config, last_step, rows, start_together
 
 from vdt.checkpoint import Checkpointer
 
@@ -59,11 +60,12 @@ def arrays(workdir):
     return jax.tree.leaves(checkpoints.arrays())
 
 
-def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir):
-  """Killed on data 4 x fsdp 2, on fsdp 4 x tensor 2, and ended on two devices of one process: the same losses.
-
-  A loss is that of its step's clips, noise and parameters, so other clips, or another order over steps, would show.
-  """
+def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir, monkeypatch):
+  """Killed on data 4 x fsdp 2, on fsdp 4 x tensor 2, and ended on two devices of one process: the same clips in the
+  same order, a part of each batch to each process, and the same losses."""
+  notes = tmp_path / "notes"
+  notes.mkdir()
+  monkeypatch.setenv(NOTES, str(notes))
   fields = {"steps": 30, "log_every": 1, "save_every": 5, "data.batch_size": 8}
   first, second = {"mesh.data": 4, "mesh.fsdp": 2}, {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
   whole, same, other = (tmp_path / name for name in ("whole", "same", "other"))
@@ -83,6 +85,16 @@ def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir):
   assert code == 0, err
   for mine, theirs in zip(rows(other), rows(whole), strict=True):
     assert mine == pytest.approx(theirs, rel=1e-5)
+
+  data, read = get_config().data, set()
+  data.data_dir = data_dir
+  data.prepare()
+  for note in (json.loads(line) for path in notes.iterdir() for line in path.read_text().splitlines()):
+    local = data.batch_size // note["hosts"]
+    part = slice(note["host"] * local, (note["host"] + 1) * local)
+    assert note["ids"] == data.batch(note["step"])["id"][part].tolist(), note
+    read.add((note["step"], note["host"], note["hosts"]))
+  assert read >= {(step, host, 2) for step in range(30) for host in range(2)} | {(step, 0, 1) for step in range(20, 30)}
 
 
 def test_a_process_that_stands_still_does_not_leave_the_others_waiting(tmp_path, data_dir):

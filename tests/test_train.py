@@ -13,20 +13,22 @@ from short import get_config
 from vdt.checkpoint import Checkpointer
 from vdt.diffusion import RectifiedFlow
 from vdt.evals.val_loss import ValLoss
-from vdt.train import PATIENCE, Stop, train
+from vdt.judge import LEAST, PATIENCE
+from vdt.train import Stop, train
 from vdt.workdirs import claim
-from vdt.writer import read_rows
+from vdt.writer import TIMINGS, read_rows
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Poisoned(RectifiedFlow):
-  """A loss that is not a number whenever the batch holds one of these classes."""
+  """A loss that is `factor` times as large, or no number, whenever the batch holds one of these classes."""
 
   labels: tuple[int, ...] = ()
+  factor: float = float("nan")
 
   def losses(self, denoise, x0, noise, t, cond):
     hit = jnp.isin(cond["label"], jnp.array(self.labels)).any()
-    return jnp.where(hit, jnp.nan, super().losses(denoise, x0, noise, t, cond))
+    return jnp.where(hit, self.factor, 1.0) * super().losses(denoise, x0, noise, t, cond)
 
 
 def config(data_dir, labels, steps):
@@ -57,6 +59,37 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(tmp_path,
   before, after = ({name: jax.tree.leaves(state[name]) for name in ("params", "ema", "opt")} for state in states)
   jax.tree.map(np.testing.assert_array_equal, before, after)
   assert states[1]["step"] == states[0]["step"] + 1
+
+
+def test_a_run_goes_back_before_a_spike_and_on_without_it_also_when_it_is_resumed(tmp_path, data_dir, capsys):
+  made = config(data_dir, (), 20)
+  made.save_every, made.spike, made.roll_back, batch = 4, 8.0, True, 14
+  made.data.prepare()
+  labels = [made.data.batch(step)["label"] for step in range(20)]
+  made.diffusion = Poisoned(labels=tuple(int(label) for label in labels[batch]), factor=100.0)
+  leapt = [step + 1 for step in range(LEAST, 20) if np.isin(labels[step], labels[batch]).any()]
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  end = train(made, str(whole))
+  timeless = lambda row: {name: value for name, value in row.items() if name not in TIMINGS}
+  rows = [timeless(row) for row in read_rows(str(whole))]
+  assert batch + 1 in leapt and int(end.step) == 20
+  assert {row["step"]: row["spike"] for row in rows if "spike" in row} == {
+    step: made.data.batch(step - 1)["id"].tolist() for step in leapt
+  }
+  newest = batch // 4 * 4
+  assert f"back to step {newest}, and on after {batch + 1}" in capsys.readouterr().err
+  with Checkpointer(str(whole), create=False) as checkpoints:
+    before, after = (checkpoints.arrays(step) for step in (newest, batch + 1))
+    for name in ("params", "ema", "opt"):
+      jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
+    assert after["step"] == batch + 1
+    assert checkpoints.ledger(20)["attempts"] == 1 + len(leapt) and checkpoints.ledger(20)["redone"] > 0
+
+  for steps in (batch, batch + 2, 20):
+    made.steps = steps
+    resumed = train(made, str(parts))
+  jax.tree.map(np.testing.assert_array_equal, resumed, end)
+  assert [timeless(row) for row in read_rows(str(parts))] == rows
 
 
 def test_a_run_of_steps_that_are_not_finite_ends(tmp_path, data_dir):

@@ -148,9 +148,11 @@ class Config:
   cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights, warmed
   up as min(ema, (1 + step) / (10 + step)). micro_batches: the parts in which a batch is worked off, one after the
   other, to need less memory; noise and times stay the batch's. init_from: a workdir whose average weights start this
-  run. profile: "A:B" traces the steps after A, up to B. hang_after: seconds without a finished step
-  after which a process ends itself, to be restarted. topology: the pod slice that the experiment is meant for, which
-  `vdt plan` checks it on, say "v5e:16x16".
+  run. spike: a step whose loss or gradient norm is so many times its median over the last 20 logged steps is recorded
+  with its clips; 0: none is. roll_back: after one, the run goes back to its newest regular save and leaves out the
+  steps since. profile: "A:B" traces the steps after A, up to B. hang_after: seconds without a finished step after
+  which a process ends itself, to be restarted. topology: the pod slice that the experiment is meant for, which `vdt
+  plan` checks it on, say "v5e:16x16".
   """
 
   steps: int
@@ -171,6 +173,8 @@ class Config:
   keep: int = 3
   init_from: str = ""
   profile: str = ""
+  spike: float = 0.0
+  roll_back: bool = False
   hang_after: float = 3600.0
   topology: str = ""
 
@@ -190,6 +194,8 @@ class Config:
       raise ValueError(f"cond_drop {self.cond_drop} is a share, ema {self.ema} a decay: at least 0, and below 1")
     if not self.hang_after > 0:
       raise ValueError(f"hang_after is {self.hang_after}: seconds, above 0")
+    if self.spike < 0 or (self.roll_back and not self.spike):
+      raise ValueError(f"spike is {self.spike}: at least 0, and above it where roll_back is on, say 3")
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     if self.profile:
@@ -249,6 +255,8 @@ RESUMABLE = (
   "save_every",
   "keep",
   "profile",
+  "spike",
+  "roll_back",
   "hang_after",
   "topology",
   *RATES,

@@ -19,8 +19,13 @@ class Ledger:
   """The lines of one attempt, which starts at `step` on `chips` chips; the first process alone writes them."""
 
   def __init__(self, workdir: str, step: int, chips: int):
-    self.path, self.attempts = epath.Path(workdir) / NAME, [*read(workdir), []]
-    self.append({"start": STARTED, "step": step, "chips": chips})
+    self.path, self.chips, self.attempts = epath.Path(workdir) / NAME, chips, read(workdir)
+    self.again(step, STARTED)
+
+  def again(self, step: int, start: float | None = None) -> None:
+    """A new attempt at what comes after `step`, by this process, that began at `start` (default: now)."""
+    self.attempts.append([])
+    self.append({"start": time.time() if start is None else start, "step": step, "chips": self.chips})
 
   def mark(self, step: int, spent: dict[str, float]) -> None:
     """`step` is done, and this is what was spent on each of BESIDE since the last mark, in seconds."""
@@ -56,9 +61,9 @@ def summary(attempts: list[list[dict[str, Any]]]) -> dict[str, float]:
   """Sums of seconds, and what follows from them.
 
   start: from a process's start to its first step's end, compilation and restoring among it. step: steps that the run
-  kept. redone: steps that were lost to a kill and done again. data, save, eval: see BESIDE. goodput is the share of
-  step in all of it; chip_hours is all of it, times the chips of each attempt. What passed between a process's last line
-  and its end, and between attempts, is not known here.
+  kept. redone: steps that were lost to a kill, or given up after a spike. data, save, eval: see BESIDE. goodput is the
+  share of step in all of it; chip_hours is all of it, times the chips of each attempt. What passed between a process's
+  last line and its end, and between attempts, is not known here.
   """
   total = {name: 0.0 for name in ("start", "step", "redone", *BESIDE)}
   chip_hours = 0.0

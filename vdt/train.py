@@ -19,12 +19,12 @@ from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
 from vdt.evaluate import evaluate, flat
+from vdt.judge import Judge, Spike
 from vdt.models import Network
 from vdt.report import write_report
 from vdt.watchdog import Watchdog
 
 INTERRUPTED = 130
-PATIENCE = 20  # non-finite steps in a row before a run is given up
 
 
 def train(config: Config, workdir: str, origin: list[str] | None = None) -> State:
@@ -44,18 +44,18 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     with claimed, jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints:
       like = sharding.place(jax.eval_shape(new_state), mesh)
       placed = jax.tree.map(lambda leaf: leaf.sharding, like)
-      fresh = checkpoints.newest is None
-      state = checkpoints.restore_or(jax.jit(new_state, out_shardings=placed), like)
-      if config.init_from and fresh:
-        params, report = checkpoint.init_from(state.params, config.init_from)
-        state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
-        print(report, file=sys.stderr)
+      begin = partial(first_state, config, jax.jit(new_state, out_shardings=placed))
+      state = checkpoints.restore_or(begin, like)
       update = make_update(config, network, optimizer, train_key)
       update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
       flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
         with stop.wait(), Watchdog(config.hang_after) as watchdog:
-          state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir)
+          while int(state.step) < config.steps:
+            try:
+              state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir)
+            except Spike as spike:
+              state = go_back(spike.step, config.save_every, checkpoints, begin, like, log)
         with log.spending("eval"):
           tables = evaluate(config, network, state.ema, config.evals)
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
@@ -158,7 +158,7 @@ def loop(
   evaluate_due(start)
   batches = config.data.batches(start, jax.process_index(), jax.process_count())
   first, last = map(int, config.profile.split(":")) if config.profile else (-1, -1)
-  tracing, bad, pending = False, 0, None
+  tracing, pending, judge = False, None, Judge(config, log, workdir, start)
   for done in range(start + 1, config.steps + 1):
     if first < done <= last and not tracing:
       jax.profiler.start_trace(f"{workdir}/profile")
@@ -167,7 +167,7 @@ def loop(
       batch = next(batches)
     batch = {name: batch[name] for name in ("video", "label")} | {"stop": stop.flags(len(batch["label"]))}
     state, metrics = update(state, sharding.put(batch, mesh))
-    stopped, bad = settle(config, log, pending, bad)  # of the step before, while the device works on this one
+    stopped = judge.settle(pending)  # of the step before, while the device works on this one
     pending = (done, metrics)
     if tracing and (done in (last, config.steps) or stopped):
       jax.block_until_ready(state)
@@ -176,10 +176,7 @@ def loop(
       log.say(f"trace of steps {config.profile} in {workdir}/profile: open it with TensorBoard or xprof")
     due = any(each.every and done % each.every == 0 for each in config.evals.values())
     if due or done % config.save_every == 0 or done == config.steps or stopped:
-      (late, bad), pending = (
-        settle(config, log, pending, bad),
-        None,
-      )  # all rows up to a checkpoint are written before it is
+      late, pending = judge.settle(pending), None  # all rows up to a checkpoint are written before it is
       stopped = stopped or late
       with log.spending("save"), watchdog.asleep() if stopped else contextlib.nullcontext():
         checkpoints.save(state, log.ledger.summary(), wait=bool(stopped))
@@ -193,22 +190,33 @@ def loop(
   return state
 
 
-def settle(config: Config, log: writer.Writer, pending: tuple | None, bad: int) -> tuple[int, int]:
-  """Writes a finished step's metrics; returns the signal that some process had got by then (0: none), and how many
-  steps in a row were not finite. See `train`."""
-  if pending is None:
-    return 0, bad
-  step, metrics = pending[0], {name: np.asarray(value).item() for name, value in pending[1].items()}
-  finite, stopped = metrics.pop("finite"), metrics.pop("stop")
-  if not finite:
-    ids = config.data.batch(step - 1)["id"].tolist()
-    log.say(f"step {step} skipped: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}, from {', '.join(ids)}")
-    log.write({"step": step, "skipped": ids})
-    if bad + 1 == PATIENCE:
-      raise FloatingPointError(f"{PATIENCE} steps in a row up to {step} were not finite: lower optimizer.lr")
-  due = step % config.log_every == 0 or step == config.steps
-  log.done(step, metrics if finite and due else None)
-  return stopped, 0 if finite else bad + 1
+def first_state(config: Config, new: Any) -> State:
+  """The state that `new` makes, with what `init_from` has of it."""
+  state = new()
+  if not config.init_from:
+    return state
+  params, report = checkpoint.init_from(state.params, config.init_from)
+  print(report, file=sys.stderr)
+  return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+
+
+def go_back(step: int, every: int, checkpoints: Checkpointer, begin: Any, like: State, log: writer.Writer) -> State:
+  """The newest regular save, as the state after `step`: the steps between are left out.
+
+  A run that is killed before this is saved comes to the same step again, and goes back again; saves that a signal made
+  are passed over, so that a run that had one goes back as far as one that had none.
+  """
+  with contextlib.suppress(RuntimeError):
+    jax.profiler.stop_trace()  # if there is one
+  checkpoints.manager.wait_until_finished()
+  saves = [saved for saved in checkpoints.manager.all_steps() if saved % every == 0]
+  state = checkpoints.restore(like, max(saves)) if saves else begin()
+  log.say(f"back to step {int(state.step)}, and on after {step}: the steps between are left out")
+  log.ledger.again(int(state.step))
+  state = state._replace(step=jax.device_put(jnp.int32(step), like.step.sharding))
+  checkpoints.save(state, log.ledger.summary())
+  distributed.barrier(f"back from {step}")  # all rows are written, and all processes judge by them
+  return state
 
 
 class Stop:

@@ -2,9 +2,9 @@
 
   python experiments/benchmarks/levers.py [--json FILE]
 
-`vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip, with one thing
-changed at a time. Prints a table and writes JSON after each row. Compiled programs are kept with the plans, so that a
-second run, or one that was cut off, goes on where it was.
+`vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip, with
+one thing changed at a time. Prints a table and writes JSON after each row. Compiled programs are kept with the plans:
+a second run, or one that was cut off, goes on where it was.
 """
 
 import argparse
