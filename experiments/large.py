@@ -27,6 +27,8 @@ def get_config(variant: str = "xl") -> Config:
     optimizer=AdamW(lr=1e-4, warmup=5_000),
     evals={"loss": ValLoss(every=10_000)},
     mesh=Mesh(fsdp=16),
+    spike=5.0,
+    roll_back=True,
     topology="v5e:16x16",
   )
   match variant:

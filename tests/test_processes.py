@@ -11,7 +11,7 @@ from short import NOTES, finish, get_config, last_step, rows, start_together
 
 from vdt.checkpoint import Checkpointer
 
-FIELDS = {"steps": 20, "data.batch_size": 8, "mesh.fsdp": 2, "save_every": 10}
+FIELDS = {"steps": 20, "data.batch_size": 8, "mesh.fsdp": 2, "save_every": 5}
 
 
 def ends(processes):
@@ -25,10 +25,12 @@ def ends(processes):
 
 
 def test_two_processes_are_one_and_stop_together(tmp_path, data_dir):
-  code, _, err = finish(tmp_path / "one", data_dir, devices=8, **FIELDS)
-  assert code == 0, err
+  """Also where a run goes back before steps that leap, of which this threshold makes some."""
+  fields = {**FIELDS, "spike": 1.1, "roll_back": True}
+  code, _, err = finish(tmp_path / "one", data_dir, devices=8, **fields)
+  assert code == 0 and "back to step" in err, err
   two = tmp_path / "two"
-  processes = start_together(two, data_dir, 2, 4, **FIELDS)
+  processes = start_together(two, data_dir, 2, 4, **fields)
   while last_step(two) < 4:
     assert all(process.poll() is None for process in processes), ends(processes)[1]
     time.sleep(0.01)
@@ -37,10 +39,13 @@ def test_two_processes_are_one_and_stop_together(tmp_path, data_dir):
   assert codes == [77, 77], said
   with Checkpointer(str(two), create=False) as checkpoints:
     assert 4 <= checkpoints.newest < 20
-  codes, said = ends(start_together(two, data_dir, 2, 4, **FIELDS))
+  codes, said = ends(start_together(two, data_dir, 2, 4, **fields))
   assert codes == [0, 0], said
   for mine, theirs in zip(rows(two), rows(tmp_path / "one"), strict=True):
-    assert mine == pytest.approx(theirs, rel=1e-5)
+    assert {name: value for name, value in mine.items() if name != "spike"} == pytest.approx(
+      {name: value for name, value in theirs.items() if name != "spike"}, rel=1e-5
+    )
+    assert mine.get("spike") == theirs.get("spike")
   assert (two / "report.html").exists()
 
 
@@ -63,38 +68,46 @@ def arrays(workdir):
 def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir, monkeypatch):
   """Killed on data 4 x fsdp 2, on fsdp 4 x tensor 2, and ended on two devices of one process: the same clips in the
   same order, a part of each batch to each process, and the same losses."""
-  notes = tmp_path / "notes"
-  notes.mkdir()
-  monkeypatch.setenv(NOTES, str(notes))
+
+  def begin(workdir, *args, **fields):
+    notes = tmp_path / f"notes {workdir.name}"
+    notes.mkdir(exist_ok=True)
+    monkeypatch.setenv(NOTES, str(notes))
+    return start_together(workdir, data_dir, *args, **fields)
+
   fields = {"steps": 30, "log_every": 1, "save_every": 5, "data.batch_size": 8}
   first, second = {"mesh.data": 4, "mesh.fsdp": 2}, {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
   whole, same, other = (tmp_path / name for name in ("whole", "same", "other"))
-  codes, said = ends(start_together(whole, data_dir, 2, 4, **fields, **first))
+  codes, said = ends(begin(whole, 2, 4, **fields, **first))
   assert codes == [0, 0], said
 
-  kill_at(12, same, start_together(same, data_dir, 2, 4, **fields, **first))
-  codes, said = ends(start_together(same, data_dir, 2, 4, **fields, **first))
+  kill_at(12, same, begin(same, 2, 4, **fields, **first))
+  codes, said = ends(begin(same, 2, 4, **fields, **first))
   assert codes == [0, 0], said
   assert rows(same) == rows(whole)
   for mine, theirs in zip(arrays(same), arrays(whole), strict=True):
     np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
 
-  kill_at(8, other, start_together(other, data_dir, 2, 4, **fields, **first))
-  kill_at(18, other, start_together(other, data_dir, 2, 4, **fields, **second))
+  kill_at(8, other, begin(other, 2, 4, **fields, **first))
+  kill_at(18, other, begin(other, 2, 4, **fields, **second))
   code, _, err = finish(other, data_dir, devices=2, **fields)
   assert code == 0, err
   for mine, theirs in zip(rows(other), rows(whole), strict=True):
     assert mine == pytest.approx(theirs, rel=1e-5)
 
-  data, read = get_config().data, set()
+  data = get_config().data
   data.data_dir = data_dir
   data.prepare()
-  for note in (json.loads(line) for path in notes.iterdir() for line in path.read_text().splitlines()):
-    local = data.batch_size // note["hosts"]
-    part = slice(note["host"] * local, (note["host"] + 1) * local)
-    assert note["ids"] == data.batch(note["step"])["id"][part].tolist(), note
-    read.add((note["step"], note["host"], note["hosts"]))
-  assert read >= {(step, host, 2) for step in range(30) for host in range(2)} | {(step, 0, 1) for step in range(20, 30)}
+  for workdir in (whole, same, other):
+    read = {step: set() for step in range(30)}
+    lines = [line for path in (tmp_path / f"notes {workdir.name}").iterdir() for line in path.read_text().splitlines()]
+    for note in (json.loads(line) for line in lines if line.endswith("}")):
+      local = data.batch_size // note["hosts"]
+      rows_read = range(note["host"] * local, (note["host"] + 1) * local)
+      assert note["ids"] == data.batch(note["step"])["id"][rows_read.start : rows_read.stop].tolist(), note
+      if note["step"] < 30:  # read ahead, further ones are too
+        read[note["step"]].update(rows_read)
+    assert all(read[step] == set(range(data.batch_size)) for step in range(30)), "every clip of every step"
 
 
 def test_a_process_that_stands_still_does_not_leave_the_others_waiting(tmp_path, data_dir):

@@ -194,8 +194,8 @@ class Config:
       raise ValueError(f"cond_drop {self.cond_drop} is a share, ema {self.ema} a decay: at least 0, and below 1")
     if not self.hang_after > 0:
       raise ValueError(f"hang_after is {self.hang_after}: seconds, above 0")
-    if self.spike < 0 or (self.roll_back and not self.spike):
-      raise ValueError(f"spike is {self.spike}: at least 0, and above it where roll_back is on, say 3")
+    if not (self.spike > 1 or (self.spike == 0 and not self.roll_back)):
+      raise ValueError(f"spike is {self.spike}: above 1, say 5; or 0 for none, without roll_back")
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     if self.profile:

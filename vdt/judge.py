@@ -9,7 +9,7 @@ import numpy as np
 from vdt.config import Config
 from vdt.writer import Writer, read_rows
 
-PATIENCE = 20  # non-finite steps in a row before a run is given up
+PATIENCE, SPIKES = 20, 5  # steps in a row, not finite or leaping, before a run is given up
 WATCHED, HISTORY, LEAST = ("loss", "grad_norm"), 20, 5  # what may leap, over the median of how many logged steps
 
 
@@ -27,16 +27,17 @@ class Judge:
   def __init__(self, config: Config, log: Writer, workdir: str, step: int):
     self.config, self.log, self.bad = config, log, 0
     rows = [row for row in read_rows(workdir) if row["step"] <= step]
-    leapt = {row["step"] for row in rows if "spike" in row}
-    rows = [row for row in rows if "loss" in row and row["step"] not in leapt]
+    self.spikes = {row["step"] for row in rows if "spike" in row}
+    rows = [row for row in rows if "loss" in row and row["step"] not in self.spikes]
     self.recent = {name: collections.deque((row[name] for row in rows), HISTORY) for name in WATCHED}
 
   def settle(self, pending: tuple[int, dict] | None) -> int:
     """Writes the metrics of a finished step; returns the signal that some process had got by then (0: none).
 
-    A step that was not finite is written with its clips, and FloatingPointError is raised after 20 of them in a row.
-    One whose loss or gradient norm is more than `config.spike` times its median over the last 20 logged steps is
-    written with its clips as well, and raises Spike if `config.roll_back` says so.
+    A step that was not finite is written with its clips. One whose loss or gradient norm is more than `config.spike`
+    times its median over the last 20 logged steps that did not leap, of which there must be 5, is so as well, and
+    raises Spike if `config.roll_back` says so. FloatingPointError after 20 of the first kind in a row, or 5 of the
+    second that were gone back from.
     """
     if pending is None:
       return 0
@@ -49,13 +50,16 @@ class Judge:
         raise FloatingPointError(f"{PATIENCE} steps in a row up to {step} were not finite: lower optimizer.lr")
     leapt = finite and self.leapt(metrics)
     if leapt:
+      self.spikes.add(step)
       self.name(step, metrics, "spike")
     due = finite and (step % self.config.log_every == 0 or step == self.config.steps)
     self.log.done(step, metrics if due else None)
     if due and not leapt:
       for name in WATCHED:
         self.recent[name].append(metrics[name])
-    if leapt and self.config.roll_back and not stopped:
+    if leapt and self.config.roll_back:
+      if self.spikes >= set(range(step - SPIKES + 1, step + 1)):
+        raise FloatingPointError(f"{SPIKES} steps in a row up to {step} leapt: raise spike, or lower optimizer.lr")
       raise Spike(step)
     return stopped
 

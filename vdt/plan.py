@@ -246,7 +246,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Config, dict[str, Any]]]:
-  """Plans of `limit` meshes, remats and micro-batches, those that fit, the fastest first.
+  """Plans of training on `limit` meshes, remats and micro-batches, those that fit, the fastest first.
 
   They are tried in the order of what they compute twice and move, as far as their state and activations, by a rough
   count, have room; the compiler has the last word.

@@ -52,10 +52,15 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
         with stop.wait(), Watchdog(config.hang_after) as watchdog:
           while int(state.step) < config.steps:
+            leapt = None
             try:
               state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir)
             except Spike as spike:
-              state = go_back(spike.step, config.save_every, checkpoints, begin, like, log)
+              leapt = spike.step
+            if leapt:  # not while the exception holds the state that leapt
+              del state
+              with watchdog.asleep():
+                state = go_back(leapt, config.save_every, checkpoints, begin, like, log)
         with log.spending("eval"):
           tables = evaluate(config, network, state.ema, config.evals)
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
@@ -201,21 +206,24 @@ def first_state(config: Config, new: Any) -> State:
 
 
 def go_back(step: int, every: int, checkpoints: Checkpointer, begin: Any, like: State, log: writer.Writer) -> State:
-  """The newest regular save, as the state after `step`: the steps between are left out.
+  """The newest save at a multiple of `every`, as the state after `step`: the steps between are left out.
 
   A run that is killed before this is saved comes to the same step again, and goes back again; saves that a signal made
-  are passed over, so that a run that had one goes back as far as one that had none.
+  are passed over while there is another, so that a run that had one goes back as far as one that had none.
   """
   with contextlib.suppress(RuntimeError):
     jax.profiler.stop_trace()  # if there is one
+  log.mark(step)
   checkpoints.manager.wait_until_finished()
-  saves = [saved for saved in checkpoints.manager.all_steps() if saved % every == 0]
-  state = checkpoints.restore(like, max(saves)) if saves else begin()
-  log.say(f"back to step {int(state.step)}, and on after {step}: the steps between are left out")
-  log.ledger.again(int(state.step))
-  state = state._replace(step=jax.device_put(jnp.int32(step), like.step.sharding))
-  checkpoints.save(state, log.ledger.summary())
-  distributed.barrier(f"back from {step}")  # all rows are written, and all processes judge by them
+  saves = checkpoints.manager.all_steps()
+  regular = [saved for saved in saves if saved % every == 0] or saves
+  log.ledger.again(max(regular, default=0))
+  with log.spending("save"):
+    state = checkpoints.restore(like, max(regular)) if regular else begin()
+    log.say(f"back to step {int(state.step)}, and on after {step}: the steps between are left out")
+    state = state._replace(step=jax.device_put(jnp.int32(step), like.step.sharding))
+    checkpoints.save(state, log.ledger.summary())
+    distributed.barrier(f"back from {step}")  # all rows are written, and all processes judge by them
   return state
 
 

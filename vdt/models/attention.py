@@ -55,7 +55,7 @@ def attend_long(
   lies: P | None = None,
   interpret: bool = False,
 ) -> Float[Array, "*b k s e"]:
-  """`attend` for sequences of a multiple of 128 that no block holds: JAX's splash kernel, with a custom_vjp.
+  """`attend` for sequences and heads of a multiple of 128 that no block holds: JAX's splash kernel, with a custom_vjp.
 
   lies: how the arguments lie on a mesh, if there is one.
   """
@@ -99,8 +99,8 @@ class Attention(nnx.Module):
   ) -> Float[Array, "b f n d"]:
     """cells: patches along (f, h, w), of which `x` may hold more frames, of padding. split: see `layout`.
 
-    kernels: on a TPU the logits stay out of its memory where a block holds them (`fused_attention.choose`); without
-    them it is safe under `jax.jvp`.
+    kernels: on a TPU the logits stay out of its memory, in blocks of whole sequences (`fused_attention.choose`) or in
+    parts of long ones (`attend_long`); without them it is safe under `jax.jvp`.
     """
     joint, kernels = self.axis == "joint", kernels and layout.on_tpu()
     query, key, value = (layout.hidden(dense(x), split) for dense in (self.query, self.key, self.value))
@@ -137,8 +137,8 @@ class Attention(nnx.Module):
       angles = rope_angles(coordinates(self.axis, (f, *cells[1:])), query.shape[-1])
       query, key = rotate(query, angles), rotate(key, angles)
     padded = f > cells[0] and self.axis != "space"
-    length = query.shape[-2]
-    if kernels and length > MOST and length % 128 == 0 and not padded and self.axis != "causal":
+    length, size = query.shape[-2:]
+    if kernels and length > MOST and length % 128 == size % 128 == 0 and not padded and self.axis != "causal":
       lies, _ = layout.inside(split, joint)
       if lies is not None:
         b, frames, patches, heads = lies

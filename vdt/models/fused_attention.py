@@ -83,7 +83,7 @@ def choose(
       tile = math.gcd(n, SUBLANES)
       together, block = "patch", (frames, tile * largest(n // tile, ROWS // tile // frames))
   rows = math.prod(block)
-  if size % 64 or block[1] % SUBLANES or not 128 <= rows <= MOST or (rows > ROWS and rows % ROWS):
+  if size % 64 or block[1] % SUBLANES or not 128 <= rows <= MOST:
     return None
   each = ARRAYS * rows * size * itemsize
   fits = lambda count: heads % count == 0 and count * size % 128 == 0 and count * each <= FAST
