@@ -80,6 +80,20 @@ def test_a_kernel_is_charged_its_products(causal):
 
 
 @needs_compiler
+def test_a_kernel_of_ours_is_charged_what_it_states():
+  """3 heads of 128 over 2 frames of 256 patches: 2 products forward and 5 backward; each array read or written once."""
+  from vdt.models.fused_attention import choose, fused_attention
+
+  spec = choose("space", (2, 256), 3, 128, 2, (2, 16, 16), valid=2)
+  value = lambda *qkv: fused_attention(spec, *qkv, jnp.ones(128), jnp.ones(128)).astype("float32").sum()
+  found = cost(jax.value_and_grad(value, argnums=(0, 1, 2)), *[(1, 2, 256, 384)] * 3, name="v5e:1x1")
+  logits = 3 * 2 * 256 * 256
+  assert found.flops == (2 + 5) * 2 * logits * 128
+  array = 2 * 256 * 384 * 2
+  assert 6 * array <= found.bytes <= 1.3 * 11 * array
+
+
+@needs_compiler
 def test_collectives_are_priced_by_where_their_chips_are():
   """The same sum over pairs of neighbours, and over pairs that lie apart and share the links between."""
   seconds = []

@@ -16,6 +16,7 @@ from vdt.models import TransformerConfig, attention, layout
 from vdt.models.attention import Attention, attend, attend_long
 from vdt.models.fused_attention import MOST, choose
 from vdt.sharding import BATCH
+from vdt.sharding import place as place_all
 
 needs_compiler = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"
@@ -140,24 +141,37 @@ def test_blocks_fit_or_are_refused():
   assert wide.heads < take("space", (16, 256), 16, 128).heads, "float32 takes twice the room"
 
 
+COMPILED = {  # pattern, pixels of 256 a patch, frames, and the kernels of the backward pass
+  "256 patches of 16 frames": ((("space",), ("time",)), 16, 16, {"fused": 2}),
+  "heads of 64": ((("space", "causal"),), 16, 8, {"fused": 2}),
+  "frames that do not divide": ((("time",),), 16, 17, {"fused": 1}),
+  "1,024 patches": ((("space",),), 8, 2, {"fused": 1}),
+  "4,096 patches": ((("space",),), 4, 2, {"splash": 1}),
+  "256 tokens of everything": ((("joint",),), 64, 16, {"fused": 1}),
+  "2,048 tokens of everything": ((("joint",),), 16, 8, {"splash": 1}),
+}
+
+
 @needs_compiler
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 @pytest.mark.parametrize(
-  "pattern, patch", [((("space",), ("time",)), 16), ((("joint", "causal"),), 16), ((("space",),), 4)]
+  "name", ["v5e:2x2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("v5p:2x2x1", "v6e:2x2"))]
 )
-def test_the_tpu_compiler_takes_the_kernels(name, pattern, patch):
-  """Blocks fit in fast memory, at the largest sizes: 256 patches of 16, and 1,024 and, by splash, 4,096 of each."""
+@pytest.mark.parametrize("pattern, patch, frames, kernels", COMPILED.values(), ids=COMPILED)
+def test_the_tpu_compiler_takes_the_kernels(name, pattern, patch, frames, kernels):
+  """Blocks fit in fast memory, and each attention has the kernel that is meant for it."""
   mesh = Mesh(sequence=2).build(topology.describe(name).devices)
-  model = TransformerConfig(depth=len(pattern), width=512, heads=4, patch=(1, patch, patch), pattern=pattern)
-  for size in ((128, 128), (256, 256)):
-    network = model.build(16, size, dict(mesh.shape))
-    place = lambda *shape: jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, BATCH))
-    x, given, t = place(2, 16, *size, 3), place(2, 16, *size, 1), place(2, 16)
-    loss = lambda params, *xt, apply=network.apply: jnp.square(apply(params, *xt)).sum()
-    params = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, jax.P())),
-      jax.eval_shape(network.init, jax.random.key(0)),
-    )
-    with jax.set_mesh(mesh):
-      text = jax.jit(jax.grad(loss)).lower(params, x, t, {"given": given}).compile().as_text()
-    assert "fused_attention_bwd" in text or "splash_mha_dq" in text
+  heads = 8 if len(pattern[0]) > 1 else 4
+  model = TransformerConfig(depth=len(pattern), width=512, heads=heads, patch=(1, patch, patch), pattern=pattern)
+  network = model.build(frames, (256, 256), dict(mesh.shape))
+  place = lambda *shape: jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, BATCH))
+  x, given, t = place(2, frames, 256, 256, 3), place(2, frames, 256, 256, 1), place(2, frames)
+  loss = lambda params, *xt: jnp.square(network.apply(params, *xt)).sum()
+  params = place_all(jax.eval_shape(network.init, jax.random.key(0)), mesh)
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.grad(loss)).lower(params, x, t, {"given": given}).compile().as_text()
+  calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+  found = {kind: sum(name in line for line in calls) for kind, name in BACKWARD.items()}
+  assert {kind: count for kind, count in found.items() if count} == kernels
+
+
+BACKWARD = {"fused": "fused_attention_bwd", "splash": "splash_mha_dkv"}

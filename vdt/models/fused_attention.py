@@ -25,8 +25,9 @@ from vdt.models.positions import grid, rope_angles
 
 ROWS = 256  # of a block that short sequences share, and of queries that are worked on at once
 MOST = 1024  # rows of a block
-FAST = 10 * 2**20  # bytes of fast memory for a block of the backward pass
-ARRAYS = 14  # that it holds: what is read, what is written, and as many again that are read ahead or written behind
+FAST = 14 * 2**20  # bytes of fast memory, of the 16 MiB that a kernel has
+ARRAYS = 14  # that a block of the backward pass has there: read and written, and as many read ahead or written behind
+WORKING = 8, 5  # and what it works on, in float32: arrays of a head's rows, and of logits
 SUBLANES = 16  # rows of a tile, of bfloat16
 EPSILON = 1e-6  # of the RMS normalisation, as nnx.RMSNorm
 
@@ -85,8 +86,9 @@ def choose(
   rows = math.prod(block)
   if size % 64 or block[1] % SUBLANES or not 128 <= rows <= MOST:
     return None
-  each = ARRAYS * rows * size * itemsize
-  fits = lambda count: heads % count == 0 and count * size % 128 == 0 and count * each <= FAST
+  each, logits = ARRAYS * rows * size * itemsize, min(rows, ROWS) * rows
+  room = FAST - 4 * (WORKING[0] * rows * size + WORKING[1] * logits)
+  fits = lambda count: heads % count == 0 and count * size % 128 == 0 and count * each <= room
   group = next((count for count in range(heads, 0, -1) if fits(count)), None)
   return None if group is None else Spec(*block, group, size, together, axis == "causal", cells, valid, **rest)
 
