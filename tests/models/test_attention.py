@@ -143,20 +143,23 @@ def test_blocks_fit_or_are_refused():
 
 COMPILED = {  # pattern, pixels of 256 a patch, frames, and the kernels of the backward pass
   "256 patches of 16 frames": ((("space",), ("time",)), 16, 16, {"fused": 2}),
-  "heads of 64": ((("space", "causal"),), 16, 8, {"fused": 2}),
-  "frames that do not divide": ((("time",),), 16, 17, {"fused": 1}),
   "1,024 patches": ((("space",),), 8, 2, {"fused": 1}),
   "4,096 patches": ((("space",),), 4, 2, {"splash": 1}),
+  "heads of 64": ((("space", "causal"),), 16, 8, {"fused": 2}),
+  "frames that do not divide": ((("time",),), 16, 17, {"fused": 1}),
   "256 tokens of everything": ((("joint",),), 64, 16, {"fused": 1}),
   "2,048 tokens of everything": ((("joint",),), 16, 8, {"splash": 1}),
 }
+QUICK = {("v5e:2x2", case) for case in list(COMPILED)[:3]}
+CASES_OF_CHIPS = [
+  pytest.param(name, *COMPILED[case], id=f"{case}, {name}", marks=() if (name, case) in QUICK else pytest.mark.slow)
+  for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+  for case in COMPILED
+]
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-  "name", ["v5e:2x2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("v5p:2x2x1", "v6e:2x2"))]
-)
-@pytest.mark.parametrize("pattern, patch, frames, kernels", COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize("name, pattern, patch, frames, kernels", CASES_OF_CHIPS)
 def test_the_tpu_compiler_takes_the_kernels(name, pattern, patch, frames, kernels):
   """Blocks fit in fast memory, and each attention has the kernel that is meant for it."""
   mesh = Mesh(sequence=2).build(topology.describe(name).devices)
