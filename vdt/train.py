@@ -41,7 +41,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     new_state = partial(checkpoint.new_state, network, optimizer, init_key)
 
     claimed = workdirs.claim(workdir, config, origin)
-    with claimed, jax.set_mesh(mesh), Checkpointer(workdir, config.keep) as checkpoints:
+    watched = Watchdog(config.hang_after)
+    with claimed, jax.set_mesh(mesh), watched as watchdog, Checkpointer(workdir, config.keep) as checkpoints:
       like = sharding.place(jax.eval_shape(new_state), mesh)
       placed = jax.tree.map(lambda leaf: leaf.sharding, like)
       begin = partial(first_state, config, jax.jit(new_state, out_shardings=placed))
@@ -50,7 +51,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
       flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
-        with stop.wait(), Watchdog(config.hang_after) as watchdog:
+        watchdog.step()
+        with stop.wait():
           while int(state.step) < config.steps:
             leapt = None
             try:
@@ -59,14 +61,14 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
               leapt = spike.step
             if leapt:  # not while the exception holds the state that leapt
               del state
-              with watchdog.asleep():
+              with watchdog.patient():
                 state = go_back(leapt, config.save_every, checkpoints, begin, like, log)
-        with log.spending("eval"):
+        with watchdog.patient(), log.spending("eval"):
           tables = evaluate(config, network, state.ema, config.evals)
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
         log.mark(config.steps)  # the page shows it
-        with log.spending("eval"):
+        with watchdog.patient(), log.spending("eval"):
           page = write_report(config, network, state.ema, tables, workdir)
       if distributed.first():
         print(page)
@@ -150,7 +152,7 @@ def loop(
     due = {name: each for name, each in due.items() if not any(column.startswith(f"{name}/") for column in columns)}
     if due and 0 < step < config.steps:
       try:
-        with stop.at_once(), watchdog.asleep(), log.spending("eval"):
+        with stop.at_once(), watchdog.patient(), log.spending("eval"):
           log.write({"step": step, **flat(evaluate(config, network, state.ema, due))})
       except SystemExit:
         farewell(step, stop.signal)
@@ -183,7 +185,7 @@ def loop(
     if due or done % config.save_every == 0 or done == config.steps or stopped:
       late, pending = judge.settle(pending), None  # all rows up to a checkpoint are written before it is
       stopped = stopped or late
-      with log.spending("save"), watchdog.asleep() if stopped else contextlib.nullcontext():
+      with log.spending("save"), watchdog.patient() if stopped else contextlib.nullcontext():
         checkpoints.save(state, log.ledger.summary(), wait=bool(stopped))
     log.bar.update()
     watchdog.step()

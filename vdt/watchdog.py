@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from vdt.distributed import RESTART
 
+PATIENCE = 5
+
 
 class Watchdog:
   """Inside, the process ends with exit code 77 (restart me) if `step` is not called for `seconds`.
@@ -22,7 +24,7 @@ class Watchdog:
     self.thread = threading.Thread(target=self.watch, daemon=True)
 
   def __enter__(self) -> "Watchdog":
-    self.step()
+    self.wait_long()  # for what comes before the first step, too
     self.thread.start()
     return self
 
@@ -32,10 +34,13 @@ class Watchdog:
   def step(self) -> None:
     self.since = time.monotonic()
 
+  def wait_long(self) -> None:
+    self.since = time.monotonic() + (PATIENCE - 1) * self.seconds
+
   @contextlib.contextmanager
-  def asleep(self) -> Iterator[None]:
-    """Inside, nothing is watched: for what may take longer than steps."""
-    self.since = float("inf")
+  def patient(self) -> Iterator[None]:
+    """Inside, it waits PATIENCE times as long: for evals and saves, which may take longer than steps."""
+    self.wait_long()
     try:
       yield
     finally:
