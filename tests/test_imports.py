@@ -19,6 +19,8 @@ BASE = {
   "workdirs",
   "video",
   "watchdog",
+  "judge",
+  "averages",
 }
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},

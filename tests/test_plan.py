@@ -32,7 +32,7 @@ def test_a_plan_adds_up_and_is_kept(tmp_path, capsys):
   assert "1 x v5e:2x4, 8 chips" in said[0] and "MFU, estimated" in said[0]
   found = json.loads((tmp_path / "a").read_text())
   memory, train = found["memory"], found["train"]
-  parts = ("params", "ema", "opt", "batch", "activations", "temporaries")
+  parts = ("params", "ema", "opt", "averages", "batch", "activations", "temporaries")
   assert sum(memory[part] for part in parts) == memory["peak"] < memory["chip"]
   assert memory["params"] < 4 * found["parameters"], "fsdp shards them"
   assert sum(train["bound"].values()) == pytest.approx(train["seconds"])

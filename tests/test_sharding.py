@@ -30,7 +30,7 @@ def steps(data_dir, optimizer="adamw", axes=(), micro_batches=1, **model):
   config.tasks, config.mesh = Tasks(generation=1.0, prediction=1.0), Mesh(**{"data": 1, **dict(axes)})
   mesh, network = config.build()
   optimizer = config.optimizer.build()
-  new_state = partial(checkpoint.new_state, network, optimizer, jax.random.key(0))
+  new_state = partial(checkpoint.new_state, network, optimizer, 0, jax.random.key(0))
   with jax.set_mesh(mesh):
     placed = jax.tree.map(lambda leaf: leaf.sharding, sharding.place(jax.eval_shape(new_state), mesh))
     state = jax.jit(new_state, out_shardings=placed)()

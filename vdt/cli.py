@@ -72,6 +72,7 @@ def sample(rest: list[str]) -> None:
   flags.DEFINE_integer("count", 8, "how many videos", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) alone", flag_values=values)
   flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
+  define_ema(values)
   flags.DEFINE_string("task", None, "generation, or prediction where frames are given, or another", flag_values=values)
   flags.DEFINE_string("given", None, "a video, picture or .npy file whose frames are given", flag_values=values)
   flags.DEFINE_integer("given_frames", None, "how many frames are given", flag_values=values)
@@ -79,7 +80,9 @@ def sample(rest: list[str]) -> None:
   config, _ = parse(rest, values)
   from vdt import sample as program
 
-  options = {name: values[name].value for name in ("count", "seed", "step", "task", "given", "given_frames", "label")}
+  options = {
+    name: values[name].value for name in ("count", "seed", "step", "ema", "task", "given", "given_frames", "label")
+  }
   program.run(config, required(values, "workdir"), values.out, **options)
 
 
@@ -89,10 +92,16 @@ def evaluate(rest: list[str]) -> None:
   flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
   flags.DEFINE_integer("seed", 0, "of the samples", flag_values=values)
   flags.DEFINE_string("json", None, "also write the figures to this file", flag_values=values)
+  define_ema(values)
   config, _ = parse(rest, values)
   from vdt import evaluate as program
 
-  program.run(config, required(values, "workdir"), values.step, values.seed, values.json)
+  program.run(config, required(values, "workdir"), values.step, values.ema, values.seed, values.json)
+
+
+def define_ema(values: flags.FlagValues) -> None:
+  text = "relative length of an average made of those that config.averages kept (default: the run's own, config.ema)"
+  flags.DEFINE_float("ema", None, text, flag_values=values)
 
 
 def plan(rest: list[str]) -> None:

@@ -145,14 +145,15 @@ class Muon(AdamW):
 class Config:
   """One experiment. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
 
-  cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights, warmed
-  up as min(ema, (1 + step) / (10 + step)). micro_batches: the parts in which a batch is worked off, one after the
-  other, to need less memory; noise and times stay the batch's. init_from: a workdir whose average weights start this
-  run. spike: a step whose loss or gradient norm is so many times its median over the last 20 logged steps is recorded
-  with its clips; 0: none is. roll_back: after one, the run goes back to its newest regular save and leaves out the
-  steps since. profile: "A:B" traces the steps after A, up to B. hang_after: seconds without a finished step after
-  which a process ends itself, to be restarted. topology: the pod slice that the experiment is meant for, which `vdt
-  plan` checks it on, say "v5e:16x16".
+  cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights,
+  warmed up as min(ema, (1 + step) / (10 + step)). averages: relative lengths of power-function averages that every
+  save stores for good, from which `--ema` makes one of any length, say (0.05, 0.1). micro_batches: the parts in which
+  a batch is worked off, one after the other, to need less memory; noise and times stay the batch's. init_from: a
+  workdir whose average weights start this run. spike: a step whose loss or gradient norm is so many times its median
+  over the last 20 logged steps is recorded with its clips; 0: none is. roll_back: after one, the run goes back to its
+  newest regular save and leaves out the steps since. profile: "A:B" traces the steps after A, up to B. hang_after:
+  seconds without a finished step after which a process ends itself, to be restarted. topology: the pod slice that the
+  experiment is meant for, which `vdt plan` checks it on, say "v5e:16x16".
   """
 
   steps: int
@@ -166,6 +167,7 @@ class Config:
   evals: dict[str, Any] = dataclasses.field(default_factory=dict)
   seed: int = 0
   ema: float = 0.9999
+  averages: tuple[float, ...] = ()
   cond_drop: float = 0.1
   micro_batches: int = 1
   log_every: int = 50

@@ -59,15 +59,17 @@ def chunk_losses(
   return diffusion.losses(partial(apply, params), x0, noise, t, cond)
 
 
-def run(config: Config, workdir: str, step: int | None, seed: int, path: str | None) -> None:
+def run(config: Config, workdir: str, step: int | None, ema: float | None, seed: int, path: str | None) -> None:
   """`vdt evaluate`: prints the tables, and writes them to evaluation.json in the workdir (and to `path`)."""
-  mesh, network, params, step = load(config, workdir, step)
+  mesh, network, params, step = load(config, workdir, step, ema)
   with jax.set_mesh(mesh):
     tables = evaluate(config, network, params, config.evals, seed)
   if not distributed.first():
     return
   print(text(tables))
-  content = json.dumps({"step": step, "seed": seed, "environment": environment(), "tables": tables}, indent=2)
+  content = json.dumps(
+    {"step": step, "seed": seed, "ema": ema, "environment": environment(), "tables": tables}, indent=2
+  )
   for file in filter(None, (epath.Path(workdir) / "evaluation.json", path)):
     epath.Path(file).write_text(content)
     print(f"written to {file}", file=sys.stderr)

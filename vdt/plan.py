@@ -27,6 +27,7 @@ from vdt.topology import GIB, Slice
 from vdt.train import make_update
 
 CACHE = epath.Path("~/.cache/vdt/plans")
+STATE = ("params", "ema", "opt", "averages")
 OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 
 
@@ -51,7 +52,7 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
   mesh, model = config.layout(where.devices)
   where = where._replace(devices=list(mesh.devices.flat))  # collectives name them by their place in the mesh
   state, step = lowered_step(config, mesh, model)
-  held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in ("params", "ema", "opt")}
+  held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in STATE}
   try:
     train = program(step, where, name, slices)
   except TooLarge as error:
@@ -110,7 +111,7 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
 def lowered_step(config: Config, mesh: jax.sharding.Mesh, model: Any) -> tuple[checkpoint.State, Any]:
   """The state's shapes and places, and the training step, traced for `mesh`."""
   optimizer = config.optimizer.build()
-  new_state = partial(checkpoint.new_state, model, optimizer)
+  new_state = partial(checkpoint.new_state, model, optimizer, len(config.averages))
   state = sharding.place(jax.eval_shape(new_state, jax.random.key(0)), mesh)
   placed = jax.tree.map(lambda leaf: leaf.sharding, state)
   update = make_update(config, model, optimizer, jax.random.key(config.seed))
@@ -219,7 +220,8 @@ def table(found: dict[str, Any]) -> str:
     ("parameters", f"{found['parameters'] / 1e6:,.1f} M"),
     *(
       (f"HBM a chip: {name}", gib(memory[name]))
-      for name in ("params", "ema", "opt", "batch", "activations", "temporaries")
+      for name in (*STATE, "batch", "activations", "temporaries")
+      if memory[name]
     ),
     ("HBM a chip: peak", f"{gib(memory['peak'])} of {gib(memory['chip'])}"),
     ("model FLOPs a step", f"{total:.3e} ({', '.join(share.values())})"),

@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 
 from vdt import distributed, sharding, video, workdirs
+from vdt.averages import Averages
 from vdt.checkpoint import Checkpointer, new_state
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
@@ -22,17 +23,21 @@ CHUNK = 32
 """Videos made at once, or a few more where the mesh asks for it; no result depends on it."""
 
 
-def load(config: Config, workdir: str, step: int | None = None) -> tuple[Any, Any, Any, int]:
+def load(config: Config, workdir: str, step: int | None = None, ema: float | None = None) -> tuple[Any, Any, Any, int]:
   """The mesh, the network, a run's average weights and their step.
 
-  ValueError if the run is of another config, or as `Checkpointer.restore`.
+  ema: the relative length of another average, put together from those that the run stored (`vdt.averages`). ValueError
+  if the run is of another config, or as `Checkpointer.restore` and `Averages.restore`.
   """
   workdirs.refuse_another(workdir, config)
   mesh, network = config.build()
   with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
-    build = partial(new_state, network, config.optimizer.build())
-    like = jax.eval_shape(build, jax.random.key(0))
-    state = checkpoints.restore(sharding.place(like, mesh), step)
+    build = partial(new_state, network, config.optimizer.build(), len(config.averages))
+    like = sharding.place(jax.eval_shape(build, jax.random.key(0)), mesh)
+    state = checkpoints.restore(like, step)
+    if ema is not None:
+      with Averages(workdir, create=False) as averages:
+        return mesh, network, averages.restore(like.ema, int(state.step), ema), int(state.step)
   return mesh, network, state.ema, int(state.step)
 
 
@@ -94,6 +99,7 @@ def run(
   count: int,
   seed: int,
   step: int | None,
+  ema: float | None,
   task: str | None,
   given: str | None,
   given_frames: int | None,
@@ -109,7 +115,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
-  mesh, network, params, step = load(config, workdir, step)
+  mesh, network, params, step = load(config, workdir, step, ema)
   held_out = dataclasses.replace(config.data, split="test")
   clips = first(held_out, count)
   videos, labels = clips["video"], clips["label"]

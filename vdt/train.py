@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vdt import checkpoint, distributed, sharding, workdirs, writer
+from vdt import averages, checkpoint, distributed, sharding, workdirs, writer
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
@@ -38,11 +38,11 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     agree(config)
     optimizer = config.optimizer.build()
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    new_state = partial(checkpoint.new_state, network, optimizer, init_key)
+    new_state = partial(checkpoint.new_state, network, optimizer, len(config.averages), init_key)
 
     claimed = workdirs.claim(workdir, config, origin)
-    watched = Watchdog(config.hang_after)
-    with claimed, jax.set_mesh(mesh), watched as watchdog, Checkpointer(workdir, config.keep) as checkpoints:
+    watched, kept = Watchdog(config.hang_after), Checkpointer(workdir, config.keep, averages=config.averages)
+    with claimed, jax.set_mesh(mesh), watched as watchdog, kept as checkpoints:
       like = sharding.place(jax.eval_shape(new_state), mesh)
       placed = jax.tree.map(lambda leaf: leaf.sharding, like)
       begin = partial(first_state, config, jax.jit(new_state, out_shardings=placed))
@@ -121,12 +121,18 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
     decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
 
+    averaged = tuple(
+      averages.update(average, params, length, state.step + 1)
+      for average, length in zip(state.averages, config.averages)
+    )
+
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    params, ema, opt = keep((params, ema, opt), (state.params, state.ema, state.opt))
+    new, old = (params, ema, opt, averaged), (state.params, state.ema, state.opt, state.averages)
+    params, ema, opt, averaged = keep(new, old)
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite, "stop": batch["stop"].max()}
-    return State(params, ema, opt, state.step + 1), metrics
+    return State(params, ema, opt, state.step + 1, averaged), metrics
 
   return update
 

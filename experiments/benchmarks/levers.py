@@ -45,6 +45,11 @@ def micro_batches(count: int) -> Callable[[Config], None]:
   return lambda config: setattr(config, "micro_batches", count)
 
 
+def four_times_the_frames(config: Config) -> None:
+  """And a quarter of the clips."""
+  config.data.frames, config.data.batch_size = 4 * config.data.frames, config.data.batch_size // 4
+
+
 def as_it_is(config: Config) -> None:
   pass
 
@@ -63,6 +68,8 @@ LEVERS = {  # what changes, and the axes whose attention has no kernel of ours
   "sequence 2": (mesh(sequence=2), ()),
   "tensor 2, heads 10 x 128": (lambda config: (mesh(tensor=2)(config), model(width=1280, heads=10)(config)), ()),
   "heads 16 x 72": (heads_of_72, ()),
+  "64 frames": (four_times_the_frames, ()),
+  "64 frames, the kernel for space alone": (four_times_the_frames, ("time",)),
 }
 
 
