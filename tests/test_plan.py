@@ -77,6 +77,9 @@ def test_what_does_not_fit_is_refused_with_its_numbers(capsys):
     (["--config.topology="], "--topology"),
     (["--search=0"], "search"),
     (["--json=/nowhere/plan.json"], "there is no folder /nowhere"),
+    (["--json=/"], "is a folder"),
+    (["--topology=v5e:2x4", "--config.mesh.fsdp=3"], "8 devices do not divide by fsdp x sequence x tensor = 3"),
+    (["--topology=v5e:2x4", "--config.mesh.data=3"], "cannot be laid over the links of 8 devices"),
   ],
 )
 def test_what_cannot_be_planned_is_said(capsys, flags, said):

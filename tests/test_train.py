@@ -77,7 +77,7 @@ def test_a_run_goes_back_before_a_spike_and_on_without_it_also_when_it_is_resume
     step: made.data.batch(step - 1)["id"].tolist() for step in leapt
   }
   newest = batch // 4 * 4
-  assert f"back to step {newest}, and on after {batch + 1}" in capsys.readouterr().err
+  assert f"back to what was saved at step {newest}, and on after {batch + 1}" in capsys.readouterr().err
   with Checkpointer(str(whole), create=False) as checkpoints:
     before, after = (checkpoints.arrays(step) for step in (newest, batch + 1))
     for name in ("params", "ema", "opt"):

@@ -67,6 +67,10 @@ class Mesh:
     data = len(devices) // rest if self.data == -1 else self.data
     if data < 1 or data * rest > len(devices):
       raise ValueError(f"mesh {dataclasses.asdict(self)} needs {max(data, 1) * rest} devices, there are {len(devices)}")
+    if self.data == -1 and len(devices) % rest:
+      raise ValueError(
+        f"mesh {dataclasses.asdict(self)}: {len(devices)} devices do not divide by fsdp x sequence x tensor = {rest}"
+      )
     count, devices = len(devices), devices[: data * rest]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1 and data * rest != count:
@@ -77,10 +81,13 @@ class Mesh:
         f"sequence or tensor, or take a multiple"
       )
     inner, outer = (data // slices, self.fsdp, self.sequence, self.tensor), (slices, 1, 1, 1)
-    if slices == 1:
-      grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
-    else:
-      grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    try:
+      if slices == 1:
+        grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+      else:
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError) as error:  # a part of a slice, say
+      raise ValueError(f"mesh {dataclasses.asdict(self)} cannot be laid over the links of {count} devices") from error
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

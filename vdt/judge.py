@@ -59,20 +59,27 @@ class Judge:
         self.recent[name].append(metrics[name])
     if leapt and self.config.roll_back:
       if self.spikes >= set(range(step - SPIKES + 1, step + 1)):
-        raise FloatingPointError(f"{SPIKES} steps in a row up to {step} leapt: raise spike, or lower optimizer.lr")
+        raise FloatingPointError(
+          f"{SPIKES} steps in a row up to {step} leapt, this one by {self.ratio(metrics):.2f} times the median: raise "
+          f"spike ({self.config.spike}), or lower optimizer.lr"
+        )
       raise Spike(step)
     return stopped
 
   def leapt(self, metrics: dict[str, Any]) -> bool:
     """Whether a step's loss or gradient norm is far above what it was of late."""
-    return self.config.spike > 0 and any(
-      len(recent) >= LEAST and metrics[name] > self.config.spike * statistics.median(recent)
-      for name, recent in self.recent.items()
-    )
+    return self.config.spike > 0 and self.ratio(metrics) > self.config.spike
+
+  def ratio(self, metrics: dict[str, Any]) -> float:
+    """How many times its median the loss or the gradient norm is, whichever is more; 0 before there are any."""
+    known = {name: recent for name, recent in self.recent.items() if len(recent) >= LEAST}
+    return max((metrics[name] / statistics.median(recent) for name, recent in known.items()), default=0.0)
 
   def name(self, step: int, metrics: dict[str, Any], what: str) -> None:
     """Writes the clips of a step under `what`, and says so."""
     ids = self.config.data.batch(step - 1)["id"].tolist()
     values = f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"
+    if what == "spike":
+      values += f", {self.ratio(metrics):.2f} times the median"
     self.log.say(f"step {step} {what}: {values}, from {', '.join(ids)}")
     self.log.write({"step": step, what: ids})

@@ -301,6 +301,8 @@ def run(config: Config, name: str, slices: int, json_path: str | None, limit: in
   """`vdt plan`: prints the plan, or the ranked ones of a search, and writes it as JSON."""
   if json_path and not Path(json_path).parent.is_dir():
     raise ValueError(f"--json {json_path}: there is no folder {Path(json_path).parent}")
+  if json_path and Path(json_path).is_dir():
+    raise ValueError(f"--json {json_path} is a folder: name a file")
   if limit:
     pairs = search(config, name, slices, limit)
     if not pairs:

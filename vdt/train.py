@@ -228,7 +228,7 @@ def go_back(step: int, every: int, checkpoints: Checkpointer, begin: Any, like: 
   log.ledger.again(max(regular, default=0))
   with log.spending("save"):
     state = checkpoints.restore(like, max(regular)) if regular else begin()
-    log.say(f"back to step {int(state.step)}, and on after {step}: the steps between are left out")
+    log.say(f"back to what was saved at step {int(state.step)}, and on after {step}: the steps between are left out")
     state = state._replace(step=jax.device_put(jnp.int32(step), like.step.sharding))
     checkpoints.save(state, log.ledger.summary())
     distributed.barrier(f"back from {step}")  # all rows are written, and all processes judge by them
