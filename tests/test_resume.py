@@ -110,6 +110,7 @@ def test_weights_of_eight_devices_start_a_run_on_one(whole, tmp_path, data_dir):
 
 
 def test_a_trace_goes_on_when_its_run_does(tmp_path, data_dir):
+  """In a process of its own: JAX's profiler crashes in one that has loaded the TPU compiler and no TPU."""
   for steps in (4, 8):
     code, _, err = finish(tmp_path, data_dir, steps=steps, profile="3:6")
     assert code == 0, err
