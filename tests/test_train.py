@@ -21,10 +21,10 @@ from vdt.writer import TIMINGS, read_rows
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Poisoned(RectifiedFlow):
-  """A loss that is `factor` times as large, or no number, whenever the batch holds one of these classes."""
+  """A loss that is `factor` times as large whenever the batch holds one of these classes."""
 
   labels: tuple[int, ...] = ()
-  factor: float = float("nan")
+  factor: float = float("inf")
 
   def losses(self, denoise, x0, noise, t, cond):
     hit = jnp.isin(cond["label"], jnp.array(self.labels)).any()
@@ -52,7 +52,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(tmp_path,
   }
   assert sorted(row["step"] - 1 for row in rows if "loss" in row) == sorted(set(range(6)) - set(skipped))
   said = capsys.readouterr().err
-  assert f"step {bad + 1} skipped: loss nan" in said and batches[bad]["id"][0] in said
+  assert f"step {bad + 1} skipped: loss inf" in said and batches[bad]["id"][0] in said
 
   with Checkpointer(str(tmp_path), create=False) as checkpoints:
     states = [checkpoints.arrays(step) for step in (bad, bad + 1)]

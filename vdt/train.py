@@ -40,9 +40,12 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     new_state = partial(checkpoint.new_state, network, optimizer, len(config.averages), init_key)
 
-    claimed = workdirs.claim(workdir, config, origin)
-    watched, kept = Watchdog(config.hang_after), Checkpointer(workdir, config.keep, averages=config.averages)
-    with claimed, jax.set_mesh(mesh), watched as watchdog, kept as checkpoints:
+    with (
+      workdirs.claim(workdir, config, origin),
+      jax.set_mesh(mesh),
+      Watchdog(config.hang_after) as watchdog,
+      Checkpointer(workdir, config.keep, averages=config.averages) as checkpoints,
+    ):
       like = sharding.place(jax.eval_shape(new_state), mesh)
       placed = jax.tree.map(lambda leaf: leaf.sharding, like)
       begin = partial(first_state, config, jax.jit(new_state, out_shardings=placed))
