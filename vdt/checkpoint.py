@@ -73,8 +73,10 @@ class Checkpointer:
     """Saves `state` under its step, and what it took beside it (`vdt.ledger`), unless that is saved already."""
     step = int(state.step)
     if step != self.newest:
-      if self.averages:
+      if self.averages:  # one after the other: saves of two managers would meet at one barrier of the processes
+        self.manager.wait_until_finished()
         self.averages.save(step, state.averages, self.lengths)
+        self.averages.manager.wait_until_finished()
       items = {"state": ocp.args.PyTreeSave(state.fields()), "ledger": ocp.args.JsonSave(ledger)}
       self.manager.save(step, args=ocp.args.Composite(**items))
     if wait:
