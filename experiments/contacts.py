@@ -32,6 +32,7 @@ def get_config(variant: str = "full") -> Config:
     tasks=Tasks(generation=0.5, prediction=0.5),
     sampler=Sampler(method="heun", steps=32, churn=0.4),
     optimizer=AdamW(lr=2e-4, warmup=1_000),
+    averages=(0.05, 0.1),
     topology="v5e:2x4",
     evals={
       "loss": ValLoss(tasks=tasks),

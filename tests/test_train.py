@@ -73,6 +73,7 @@ def test_a_run_goes_back_before_a_spike_and_on_without_it_also_when_it_is_resume
   timeless = lambda row: {name: value for name, value in row.items() if name not in TIMINGS}
   rows = [timeless(row) for row in read_rows(str(whole))]
   assert batch + 1 in leapt and int(end.step) == 20
+  assert f"{batch + 1} (spike)" in (whole / "report.html").read_text()
   assert {row["step"]: row["spike"] for row in rows if "spike" in row} == {
     step: made.data.batch(step - 1)["id"].tolist() for step in leapt
   }

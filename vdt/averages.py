@@ -27,13 +27,19 @@ def exponent(length: float) -> float:
 
 
 def update(average: Any, params: Any, length: float, step: jax.Array) -> Any:
-  """The average of `length` at `step`, which counts from 1, from that at the step before (Equation 3)."""
+  """The average of `length` at `step`, which counts from 1, from that at the step before (Equation 3).
+
+  average, params: trees of the same shapes. ValueError as `exponent`.
+  """
   keep = (1.0 - 1.0 / step) ** (exponent(length) + 1.0)
   return jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, average, params)
 
 
 def products(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-  """Integrals of two averages' weights, (gamma + 1) tau^gamma / t^(gamma + 1) up to t; rows of (t, gamma) each."""
+  """(n, m) integrals of the products of two averages' weights, (gamma + 1) tau^gamma / t^(gamma + 1) for tau up to t.
+
+  ours, theirs: (n, 2) and (m, 2), a row of t, in steps, and gamma for each average (appendix C.2).
+  """
   (t, gamma), (other_t, other) = ours.T[:, :, None], theirs.T[:, None, :]
   least = np.minimum(t, other_t)
   scale = (gamma + 1) * (other + 1) / (gamma + other + 1) / least
@@ -59,11 +65,12 @@ class Averages:
     self.manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
   def save(self, step: int, averages: tuple, lengths: tuple[float, ...]) -> None:
-    """Stores the averages of a step, in the background; those of a step that is there stay."""
+    """Stores the averages of a step, and waits for it; those of a step that is there stay."""
     if step not in self.manager.all_steps():
       tree = {str(number): average for number, average in enumerate(averages)}
       items = {"averages": ocp.args.PyTreeSave(tree), "lengths": ocp.args.JsonSave(list(lengths))}
       self.manager.save(step, args=ocp.args.Composite(**items))
+      self.manager.wait_until_finished()
 
   def restore(self, like: Any, step: int, length: float) -> Any:
     """The average of `length` at `step`, in the shapes and shardings of `like`; one stored step is read at a time.
@@ -90,5 +97,4 @@ class Averages:
     return self
 
   def __exit__(self, *_) -> None:
-    self.manager.wait_until_finished()
     self.manager.close()

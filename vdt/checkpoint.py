@@ -38,7 +38,7 @@ def new_state(network: Any, optimizer: Any, averages: int, key: jax.Array) -> St
 class Checkpointer:
   """Checkpoints under `workdir`/checkpoints, `keep` of them, written in the background.
 
-  averages: relative lengths of the state's power-function averages, of which those of every save are kept.
+  averages: relative lengths of the state's power-function averages. Those of every save are kept, and waited for.
   """
 
   def __init__(self, workdir: str, keep: int = 3, create: bool = True, averages: tuple[float, ...] = ()):
@@ -58,12 +58,10 @@ class Checkpointer:
     shared = kind is None or not issubclass(kind, Exception) or issubclass(kind, FloatingPointError)
     if not shared and not distributed.alone():
       return  # closing waits for the other processes, which know of no error
-    for manager in self.managers():
-      manager.wait_until_finished()
-      manager.close()
-
-  def managers(self) -> list[ocp.CheckpointManager]:
-    return [self.manager, *([self.averages.manager] if self.averages else [])]
+    self.manager.wait_until_finished()
+    self.manager.close()
+    if self.averages:
+      self.averages.manager.close()
 
   @property
   def newest(self) -> int | None:
@@ -76,12 +74,10 @@ class Checkpointer:
       if self.averages:  # one after the other: saves of two managers would meet at one barrier of the processes
         self.manager.wait_until_finished()
         self.averages.save(step, state.averages, self.lengths)
-        self.averages.manager.wait_until_finished()
       items = {"state": ocp.args.PyTreeSave(state.fields()), "ledger": ocp.args.JsonSave(ledger)}
       self.manager.save(step, args=ocp.args.Composite(**items))
     if wait:
-      for manager in self.managers():
-        manager.wait_until_finished()
+      self.manager.wait_until_finished()
 
   def restore(self, like: State, step: int | None = None) -> State:
     """The state saved at `step` (default: the newest) in the shapes and shardings of `like`.

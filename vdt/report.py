@@ -37,17 +37,18 @@ def write_report(config: Config, network: Any, params: Any, tables: dict[str, Ta
   folder.mkdir(exist_ok=True)
   for name, videos in rows.items():
     (folder / f"{name.split(': ')[-1].split(',')[0]}.png").write_bytes(video.png(video.contact_sheet(videos)))
-  stored = workdirs.read(workdir)
+  stored, metrics = workdirs.read(workdir), read_rows(workdir)
   page = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("report.html.j2")
   html = page.render(
     title=" ".join(stored["origin"]) or workdir,
-    curves=curves(read_rows(workdir)),
+    curves=curves(metrics),
+    named=[f"{row['step']} ({what})" for row in metrics for what in ("skipped", "spike") if what in row],
     videos={name: [embed(video.webp(each, held_out.fps()), "webp") for each in made] for name, made in rows.items()},
     tables={name: columns(table) for name, table in tables.items()},
     ledger={name: f"{value:.4g}" for name, value in ledger.summary(ledger.read(workdir)).items()},
     environment=stored["environment"],
     config=json.dumps(stored["config"], indent=2),
-    last=next((row for row in reversed(read_rows(workdir)) if "loss" in row), {}),
+    last=next((row for row in reversed(metrics) if "loss" in row), {}),
   )
   path.write_text(html)
   return str(path)

@@ -31,7 +31,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   """Trains to `config.steps`, from where `workdir` stands, and returns the last state. `origin`: the command's flags.
 
   SystemExit(77) after SIGTERM and (130) after SIGINT, with everything saved. FloatingPointError after 20 non-finite
-  steps in a row. ValueError, FileNotFoundError or OSError for what cannot be trained, before the first step.
+  steps in a row, or 5 that leapt (`vdt.judge`). ValueError, FileNotFoundError or OSError for what cannot be trained,
+  before the first step.
   """
   with Stop() as stop:
     mesh, network = config.build()

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 BATCH = ("data", "fsdp")
 FRAMES, PATCHES = 1, 2  # the axis of the tokens that lies over `sequence`
 SPLIT = {"space": FRAMES, "time": PATCHES, "causal": PATCHES}  # joint attention takes either
+HEADS = P(BATCH, None, None, ("tensor", "sequence"))  # joint attention's: all tokens of some heads
 
 
 def devices(axis: str) -> int:
@@ -65,9 +66,6 @@ def switch(x: Float[Array, "b f n d"], split: int, wanted: int) -> Float[Array, 
   if split == wanted or devices("sequence") == 1:
     return x
   return _exchange(x, wanted, split, _spec(split, None), _spec(wanted, None))
-
-
-HEADS = P(BATCH, None, None, ("tensor", "sequence"))
 
 
 def by_heads(x: Float[Array, "b f n d"], split: int) -> Float[Array, "b f n d"]:
