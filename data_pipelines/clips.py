@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +20,8 @@ class Clips:
 
   Stored clips that are longer are cut at an offset drawn for each position in training, at their start elsewhere.
   flip: mirror half of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs
-  are shuffled apart, the last batch of one runs into the next.
+  are shuffled apart, the last batch of one runs into the next. seed: of all that is drawn in training; what is held out
+  comes in one order.
   """
 
   name: str
@@ -72,6 +75,18 @@ class Clips:
   def __len__(self) -> int:
     return len(self._source)
 
+  def fingerprint(self) -> str:
+    """A hash of what the data set is said to hold, of its files' names and sizes, and of the first clips of `split`."""
+    digest = hashlib.sha256()
+    for name in ("dataset_info.json", "features.json", "manifest.json"):
+      if os.path.exists(path := os.path.join(self.directory, name)):
+        digest.update(pathlib.Path(path).read_bytes())
+    for entry in sorted(os.scandir(self.directory), key=lambda entry: entry.name):
+      digest.update(f"{entry.name} {entry.stat().st_size}".encode() if "array_record" in entry.name else b"")
+    for value in self.batch(0).values():
+      digest.update(repr(value.tolist()).encode() if value.dtype.kind == "U" else value.tobytes())
+    return digest.hexdigest()[:16]
+
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """The global batch of a step: "video" (b f h w 3) uint8, "label" (b,) int32, "id" and "caption" (b,) of text."""
     return self._read(step * self.batch_size + np.arange(self.batch_size))
@@ -107,7 +122,8 @@ class Clips:
     index = np.empty_like(positions)
     for epoch in np.unique(epochs):
       chosen = epochs == epoch
-      index[chosen] = permute(positions[chosen] % count, count, self.seed, int(epoch))
+      seed = self.seed if self.split == "train" else 0
+      index[chosen] = permute(positions[chosen] % count, count, seed, int(epoch))
     examples = self._source.__getitems__(index.tolist())
     clips = [self._clip(example["video"], int(position)) for example, position in zip(examples, positions)]
     return {

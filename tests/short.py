@@ -13,6 +13,7 @@ from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
+from vdt.sweep import BASE, chainit, product, seeds, vary
 from vdt.writer import TIMINGS
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,11 @@ def get_config(variant: str = "") -> Config:
   if variant == "evals":
     config.evals = {"loss": ValLoss(count=8, bins=1, every=10)}
   return config
+
+
+def sweep():
+  arms = chainit([BASE], vary("optimizer.lr", [3e-3]), vary("model.pattern", joint=(("joint",),)))
+  return product(arms, seeds(2))
 
 
 def start(workdir, data_dir, devices=1, environment=(), **fields):

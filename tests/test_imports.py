@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = {"train", "sample", "evaluate", "report", "plan"}
+PROGRAMS = {"train", "sample", "evaluate", "report", "plan", "sweep", "launch", "compare"}
 BASE = {
   "host",
   "topology",
@@ -21,6 +21,8 @@ BASE = {
   "watchdog",
   "judge",
   "averages",
+  "attempts",
+  "paired",
 }
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import pathlib
 import signal
 import sys
 import traceback
@@ -16,6 +17,12 @@ VERBS = {
   "sample": "a checkpoint, and what you give, to videos: --workdir DIR",
   "evaluate": "a checkpoint to the experiment's metrics: --workdir DIR",
   "plan": "what a config takes on a pod slice, and whether it fits: --config FILE.py[:VARIANT] --topology v5e:16x16",
+  "sweep": "the arms of an experiment, to their end: --config FILE.py[:VARIANT] --workdir DIR",
+  "launch": "one run, sent to where it can run: --config FILE.py[:VARIANT] --workdir DIR --backend slurm",
+  "status": "how launched runs and sweeps stand: DIR ...",
+  "logs": "what a launched run printed: DIR",
+  "cancel": "ends launched runs, with all they have saved: DIR ...",
+  "compare": "the arms of a sweep, or runs, to one page and tables: DIR ...",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
 EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
@@ -33,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   host.keep_freed_memory()
   try:
-    if verb not in ("ingest", "plan"):
+    if verb in ("train", "sample", "evaluate"):
       from vdt import distributed
 
       distributed.join()
@@ -42,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(130)
   except Exception as error:
     if "VDT_TRACEBACK" in os.environ:
-      raise
+      traceback.print_exc()
     kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
     hint = "" if isinstance(error, EXPECTED) else " (VDT_TRACEBACK=1 shows where)"
     print(f"vdt {verb}: {kind}{' '.join(str(error).split()) or type(error).__name__}{hint}", file=sys.stderr)
@@ -54,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(rest: list[str]) -> None:
-  from vdt.distributed import RESTART
+  from vdt.attempts import RESTART
 
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(RESTART))  # until training has handlers of its own
   values = flags.FlagValues()
@@ -118,6 +125,48 @@ def plan(rest: list[str]) -> None:
   if not name:
     raise ValueError("name a slice with --topology, say v5e:16x16, or in the config's topology")
   program.run(config, name, values.slices, values.json, values.search)
+
+
+def sweep(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "where the arms' workdirs lie; what is done there is not done again", values)
+  flags.DEFINE_string("arms", "sweep", "the experiment's function that yields the arms", values)
+  flags.DEFINE_integer("workers", 1, "how many arms at once, on this machine", 1, flag_values=values)
+  _, origin = parse(rest, values)
+  from vdt import launch
+  from vdt import sweep as program
+
+  given = pairs(origin)
+  path = given["config"].partition(":")[0]
+
+  def resolve(changes: dict[str, Any]) -> tuple[Any, list[str]]:
+    own = program.flags(changes)
+    if twice := given.keys() & own.keys():
+      raise ValueError(f"--{min(twice)} is given, and changed by an arm as well: leave it out")
+    named = {**given, **own}
+    if "variant" in changes:
+      named["config"] = f"{path}:{changes['variant']}"
+    return parse([f"--{name}={value}" for name, value in named.items()], flags.FlagValues())
+
+  folder = pathlib.Path(required(values, "workdir")).absolute()
+  with launch.claim(folder):
+    launch.run(program.write(folder, program.load(path, values.arms), resolve), values.workers)
+  print(folder)
+
+
+def status(rest: list[str]) -> None:
+  from vdt import launch
+
+  print(launch.table(folders(rest)))
+
+
+def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[pathlib.Path]:
+  """The folders that a command line names, with its flags taken by `values`. ValueError if there are none."""
+  values = flags.FlagValues() if values is None else values
+  named = [pathlib.Path(each) for each in values(["vdt", *rest])[1:]]
+  if not named or (missing := [str(each) for each in named if not each.is_dir()]):
+    raise ValueError(f"no folder {missing[0]}" if named else "name a folder: that of a sweep, or a run's workdir")
+  return named
 
 
 def ingest(rest: list[str]) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from vdt.attempts import RESTART
 from vdt.sharding import BATCH
 
-RESTART = 77
-"""The exit code that asks a launcher to start the run again."""
 LOST = ("Gloo", "gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
 """What JAX says where another process was lost."""
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

@@ -23,7 +23,7 @@ matplotlib.use("Agg")
 
 
 def write_report(config: Config, network: Any, params: Any, tables: dict[str, Table], workdir: str) -> str:
-  """Writes the page and samples/; returns the page's path."""
+  """Writes the page and samples/, a folder of WebP for each task; returns the page's path."""
   held_out = dataclasses.replace(config.data, split="test")
   clips = first(held_out, SHOWN)
   real, label = clips["video"], clips["label"]
@@ -34,16 +34,20 @@ def write_report(config: Config, network: Any, params: Any, tables: dict[str, Ta
   if not distributed.first():
     return str(path)
   folder = epath.Path(workdir) / "samples"
-  folder.mkdir(exist_ok=True)
+  webp = {name: [video.webp(each, held_out.fps()) for each in made] for name, made in rows.items()}
   for name, videos in rows.items():
-    (folder / f"{name.split(': ')[-1].split(',')[0]}.png").write_bytes(video.png(video.contact_sheet(videos)))
+    short = name.split(": ")[-1].split(",")[0]
+    (folder / short).mkdir(parents=True, exist_ok=True)
+    (folder / f"{short}.png").write_bytes(video.png(video.contact_sheet(videos)))
+    for number, each in enumerate(webp[name]):
+      (folder / short / f"{number:04d}.webp").write_bytes(each)  # of the same clips and noise in every run
   stored, metrics = workdirs.read(workdir), read_rows(workdir)
   page = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("report.html.j2")
   html = page.render(
     title=" ".join(stored["origin"]) or workdir,
     curves=curves(metrics),
     named=[f"{row['step']} ({what})" for row in metrics for what in ("skipped", "spike") if what in row],
-    videos={name: [embed(video.webp(each, held_out.fps()), "webp") for each in made] for name, made in rows.items()},
+    videos={name: [embed(each, "webp") for each in made] for name, made in webp.items()},
     tables={name: columns(table) for name, table in tables.items()},
     ledger={name: f"{value:.4g}" for name, value in ledger.summary(ledger.read(workdir)).items()},
     environment=stored["environment"],

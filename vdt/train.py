@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from vdt import averages, checkpoint, distributed, sharding, workdirs, writer
+from vdt.attempts import INTERRUPTED, RESTART
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
@@ -23,8 +24,6 @@ from vdt.judge import Judge, Spike
 from vdt.models import Network
 from vdt.report import write_report
 from vdt.watchdog import Watchdog
-
-INTERRUPTED = 130
 
 
 def train(config: Config, workdir: str, origin: list[str] | None = None) -> State:
@@ -286,7 +285,7 @@ class Stop:
     return self.wait(False)
 
   def leave(self, number: int) -> None:
-    sys.exit(distributed.RESTART if number == signal.SIGTERM else INTERRUPTED)
+    sys.exit(RESTART if number == signal.SIGTERM else INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from vdt.distributed import RESTART
+from vdt.attempts import RESTART
 
 PATIENCE = 5
 

@@ -1,0 +1,154 @@
+"""An experiment's arms: which fields each of them changes, what makes two of them one, and where each of them lives.
+
+An experiment file lists them in a function, `sweep()` or another that the command line names, from dicts of dotted
+fields or with the helpers below:
+
+  def sweep():
+    layouts = chainit([BASE], vary("model.pattern", joint=(("joint",),), causal=(("space",), ("causal",))))
+    return product(layouts, seeds(3))
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import runpy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vdt import attempts, workdirs
+from vdt.config import Config, to_dict
+
+NAME = "sweep.json"
+RESERVED = ("variant", "processes")
+"""Names in an arm's changes that are no field: another variant of the experiment, the processes that run the arm."""
+
+
+class Arm(NamedTuple):
+  """Changes of the base config under a name; arms that differ in nothing but `seed` repeat one another."""
+
+  name: str = ""
+  changes: dict[str, Any] = {}
+  seed: int | None = None
+
+
+BASE = Arm("base")
+
+
+def vary(field: str, values: Iterable[Any] = (), **named: Any) -> list[Arm]:
+  """An arm for each value of a dotted field, named after it, or by keyword."""
+  short = field.rpartition(".")[2]
+  return [Arm(f"{short}={value}", {field: value}) for value in values] + [
+    Arm(name, {field: value}) for name, value in named.items()
+  ]
+
+
+def seeds(count: int, first: int = 0) -> list[Arm]:
+  """Repeats: weights, noise, times, tasks and the order of the clips are drawn anew; what is held out stays."""
+  return [Arm("", {"seed": seed, "data.seed": seed}, seed) for seed in range(first, first + count)]
+
+
+def product(*parts: Iterable[Arm | dict]) -> list[Arm]:
+  """Each arm of the first part with each of the second, and so on."""
+  return [both(arms) for arms in itertools.product(*map(arms_of, parts))]
+
+
+def zipit(*parts: Iterable[Arm | dict]) -> list[Arm]:
+  """The first arms of all parts as one, then the second ones. ValueError if their numbers differ."""
+  lists = [arms_of(part) for part in parts]
+  if len({len(each) for each in lists}) > 1:
+    raise ValueError(f"zipit of parts of {', '.join(str(len(each)) for each in lists)} arms: give as many each")
+  return [both(arms) for arms in zip(*lists)]
+
+
+def chainit(*parts: Iterable[Arm | dict]) -> list[Arm]:
+  """The arms of the first part, then those of the second."""
+  return [arm for part in parts for arm in arms_of(part)]
+
+
+def arms_of(part: Iterable[Arm | dict]) -> list[Arm]:
+  """Arms, where a dict is named after what it changes."""
+  named = lambda changes: ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+  return [each if isinstance(each, Arm) else Arm(named(each), dict(each)) for each in part]
+
+
+def both(arms: Iterable[Arm]) -> Arm:
+  """One arm that changes what all of them do. ValueError if two change one field."""
+  changes, seed, names = {}, None, []
+  for arm in arms:
+    if twice := {*changes} & {*arm.changes}:
+      raise ValueError(f"an arm changes {', '.join(sorted(twice))} twice ({', '.join([*names, arm.name])})")
+    changes |= arm.changes
+    seed = arm.seed if seed is None else seed
+    names += [arm.name] * bool(arm.name)
+  return Arm(",".join(names), changes, seed)
+
+
+def load(path: str, function: str) -> list[Arm]:
+  """The arms that `function` of the experiment file yields. ValueError if there are none, or two of one name."""
+  module = runpy.run_path(path)
+  if not callable(module.get(function)):
+    raise ValueError(f"{path} has no function {function}(): it would yield the arms of a sweep, say seeds(3)")
+  arms = arms_of(module[function]())
+  names = [(arm.name, arm.seed) for arm in arms]
+  if not arms or len({*names}) < len(names):
+    twice = sorted({f"{name} (seed {seed})" for name, seed in names if names.count((name, seed)) > 1})
+    raise ValueError(f"{function}() of {path} yields {f'{twice[0]} twice' if twice else 'no arms'}")
+  return [arm._replace(name=arm.name or "base") for arm in arms]
+
+
+def flags(changes: dict[str, Any]) -> dict[str, str]:
+  """Flags by name, as the command line would have them. ValueError for a value that none can write."""
+  found = {}
+  for field, value in changes.items():
+    if not isinstance(value, (str, bool, int, float, tuple, list)):
+      raise ValueError(
+        f"an arm sets {field} to a {type(value).__name__}: give a number, text or tuple, or make a variant of the "
+        f'experiment and set "variant"'
+      )
+    if field not in RESERVED:
+      found[f"config.{field}"] = value if isinstance(value, str) else repr(value)
+  return found
+
+
+def identity(config: Config, data: str, processes: int = 1) -> str:
+  """What a run is a function of, as a hash: the resolved config, our sources, the data, how many processes."""
+  what = [to_dict(config), workdirs.source_hash(), data, processes]
+  return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write(
+  folder: Path, arms: list[Arm], resolve: Callable[[dict[str, Any]], tuple[Config, list[str]]], **options: Any
+) -> list[Path]:
+  """Lays out the runs of `arms` under `folder`, each in a folder named after it and its identity; returns them.
+
+  resolve: from an arm's changes to its config and the flags that make it. options: of each `attempts.Job`. Arms that
+  are one have one folder. ValueError for a config that cannot be.
+  """
+  prints, rows, written = {}, [], {}
+  for arm in arms:
+    config, origin = resolve(arm.changes)
+    config.check()
+    if (key := repr(config.data)) not in prints:
+      config.prepare()
+      prints[key] = config.data.fingerprint()
+    processes = arm.changes.get("processes", 1)
+    mark = identity(config, prints[key], processes)
+    full = arm.name if arm.seed is None else f"{arm.name},seed={arm.seed}"
+    where = written.get(mark) or folder / f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', full)[:100]}-{mark[:8]}"
+    if mark not in written:
+      written[mark] = where
+      where.mkdir(parents=True, exist_ok=True)
+      attempts.Job(full, ["train", *origin, f"--workdir={where}"], mark, processes, **options).write(where)
+    row = {"name": arm.name, "seed": arm.seed, "folder": where.name, "identity": mark, "changes": arm.changes}
+    rows.append(row)
+  workdirs.rewrite(folder / NAME, json.dumps({"arms": rows, "sources": workdirs.source_hash()}, indent=2) + "\n")
+  return list(written.values())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+  """The arms that `write` laid out. ValueError if none were."""
+  if not (folder / NAME).exists():
+    raise ValueError(f"{folder} is no sweep (it has no {NAME}): name the --workdir of `vdt sweep`")
+  return json.loads((folder / NAME).read_text())["arms"]
