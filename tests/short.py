@@ -51,8 +51,16 @@ def get_config(variant: str = "") -> Config:
   return config
 
 
-def sweep():
-  arms = chainit([BASE], vary("optimizer.lr", [3e-3]), vary("model.pattern", joint=(("joint",),)))
+def few():
+  yield from ({"optimizer.lr": lr} for lr in (1e-3, 2e-3, 3e-3))
+
+
+def broken():
+  yield from ({"optimizer.lr": 1e-3}, {"model.heads": 3}, {"optimizer.lr": 3e-3})
+
+
+def eight():
+  arms = chainit([BASE], vary("optimizer.lr", [3e-3]), vary("model.pattern", joint=(("joint",),), space=(("space",),)))
   return product(arms, seeds(2))
 
 

@@ -8,6 +8,7 @@ PROGRAMS = {"train", "sample", "evaluate", "report", "plan", "sweep", "launch", 
 BASE = {
   "host",
   "topology",
+  "gke",
   "network",
   "roofline",
   "distributed",

@@ -163,20 +163,23 @@ def attempt(folder: Path, job: Job, hand: "Hand", cores: list[int] | None) -> st
       environment = {**COMPILED, "JAX_COMPILATION_CACHE_DIR": str(folder.parent / ".compiled"), **os.environ, **each}
       options = dict(stdout=log, stderr=log, env=environment, cwd=job.cwd)
       hand.start([sys.executable, "-m", "vdt.cli", *job.command], cores, **options)
-    hopeless = None
+    halving, stopped, looked = None, False, time.monotonic()
     if job.halving:
       from vdt.halving import Halving
 
-      hopeless = Halving(folder, job)
-    stopped = False
+      halving = Halving(folder, job)
     while any(process.poll() is None for process in hand.processes):
       time.sleep(0.2)
-      if hopeless and not stopped and hopeless():
-        stopped = True
-        hand.terminate()
+      if halving and not stopped and time.monotonic() - looked > 1:
+        stopped, looked = halving.hopeless(), time.monotonic()
+        if stopped:
+          hand.terminate()
   codes = [process.returncode for process in hand.processes]
   hand.processes.clear()
-  return STOPPED if stopped and codes == [RESTART] * len(codes) else kind(codes)
+  ended = STOPPED if stopped and {*codes} == {RESTART} else kind(codes)
+  if halving:
+    halving.end(ended)
+  return ended
 
 
 def apart(count: int) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """The command `vdt`: verbs to programs. Bad input is one line on stderr and exit code 1."""
 
+import dataclasses
 import difflib
 import os
 import pathlib
@@ -25,6 +26,8 @@ VERBS = {
   "compare": "the arms of a sweep, or runs, to one page and tables: DIR ...",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
+SWITCHES = ("dry_run",)
+"""Flags that need no value."""
 EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
 """What our own checks raise; anything else that ends a program is told with its kind."""
 
@@ -132,11 +135,13 @@ def sweep(rest: list[str]) -> None:
   flags.DEFINE_string("workdir", None, "where the arms' workdirs lie; what is done there is not done again", values)
   flags.DEFINE_string("arms", "sweep", "the experiment's function that yields the arms", values)
   flags.DEFINE_integer("workers", 1, "how many arms at once, on this machine", 1, flag_values=values)
+  flags.DEFINE_string("halving", None, "METRIC:STEPS:FACTOR: stop arms that are not among the best then", values)
+  define_backend(values)
   _, origin = parse(rest, values)
-  from vdt import launch
+  from vdt import halving, launch
   from vdt import sweep as program
 
-  given = pairs(origin)
+  given, place = pairs(origin), backend(values, values.workers)
   path = given["config"].partition(":")[0]
 
   def resolve(changes: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -146,18 +151,106 @@ def sweep(rest: list[str]) -> None:
     named = {**given, **own}
     if "variant" in changes:
       named["config"] = f"{path}:{changes['variant']}"
-    return parse([f"--{name}={value}" for name, value in named.items()], flags.FlagValues())
+    config, flags_of = parse([f"--{name}={value}" for name, value in named.items()], flags.FlagValues())
+    return config, launch.portable(flags_of) if place.far else flags_of
 
+  options = {"halving": halving.parse(values.halving)} if values.halving else {}
   folder = pathlib.Path(required(values, "workdir")).absolute()
-  with launch.claim(folder):
-    launch.run(program.write(folder, program.load(path, values.arms), resolve), values.workers)
-  print(folder)
+  launch.sweep_arms(folder, program.load(path, values.arms), resolve, place, **options)
+
+
+def launch(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "the run's folder, or that of its records, if it runs far away", values)
+  flags.DEFINE_integer("processes", 1, "of how many processes", 1, flag_values=values)
+  define_backend(values)
+  config, origin = parse(rest, values)
+  from vdt import launch as program
+
+  place = backend(values, 1)
+  origin = program.portable(origin) if place.far else origin
+  folder = pathlib.Path(required(values, "workdir")).absolute()
+  print(program.one(folder, config, origin, values.processes, place))
+
+
+def define_backend(values: flags.FlagValues) -> None:
+  names = ["local", "slurm", "gke", "tpu-vm"]
+  flags.DEFINE_enum("backend", "local", names, "where to run; tpu-vm prints the commands", flag_values=values)
+  flags.DEFINE_string("slurm", "", "sbatch's options: partition=main,time=120,cpus_per_task=4", flag_values=values)
+  flags.DEFINE_string("gke", "", "image=...,queue=...,spot=true, and more of vdt.gke.Cluster", flag_values=values)
+  flags.DEFINE_string("remote", "", "a folder in a bucket for the workdirs of GKE and TPU VMs", flag_values=values)
+  flags.DEFINE_string("topology", "", "the slice of each run (default: the config's)", flag_values=values)
+  flags.DEFINE_integer("slices", 1, "how many slices a run takes", lower_bound=1, flag_values=values)
+  flags.DEFINE_string("zone", "", "of TPU VMs", flag_values=values)
+  flags.DEFINE_boolean("dry_run", False, "print what would be submitted", flag_values=values)
+
+
+def backend(values: flags.FlagValues, workers: int) -> Any:
+  from vdt import gke
+  from vdt.launch import Backend
+
+  def options(name: str) -> dict[str, str]:
+    parts = [part.partition("=") for part in values[name].value.split(",") if part]
+    if wrong := [key for key, equals, _ in parts if not equals]:
+      raise ValueError(f"--{name} has {wrong[0]!r}: write NAME=VALUE,NAME=VALUE")
+    return {key.strip().replace("-", "_"): value for key, _, value in parts}
+
+  cluster, kinds = options("gke"), {field.name: field.type for field in dataclasses.fields(gke.Cluster)}
+  for key, value in cluster.items():
+    if key not in kinds:
+      raise ValueError(f"--gke has no {key!r}: choose from {', '.join(kinds)}")
+    try:
+      cluster[key] = {"true": True, "false": False}[value] if kinds[key] is bool else kinds[key](value)
+    except (KeyError, ValueError):
+      raise ValueError(f"--gke {key}={value}: a {kinds[key].__name__}") from None
+  return Backend(
+    values.backend,
+    workers,
+    options("slurm"),
+    gke.Cluster(**{"image": "", **cluster}),
+    values.remote,
+    values.topology,
+    values.slices,
+    values.zone,
+    values.dry_run,
+  )
 
 
 def status(rest: list[str]) -> None:
   from vdt import launch
 
   print(launch.table(folders(rest)))
+
+
+def logs(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_integer("lines", 40, "how many of the last ones", 1, flag_values=values)
+  flags.DEFINE_string("arm", None, "one arm of a sweep, as status names it (default: all)", flag_values=values)
+  named = folders(rest, values)
+  from vdt import launch
+
+  print(launch.logs(named, values.arm, values.lines))
+
+
+def cancel(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_string("arm", None, "one arm of a sweep, as status names it (default: all)", flag_values=values)
+  named = folders(rest, values)
+  from vdt import launch
+
+  for name, folder in launch.jobs(named, values.arm).items():
+    print(f"{name}: {launch.cancel(folder)}")
+
+
+def compare(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_string("base", None, "the arm that others are compared with (default: the first)", flag_values=values)
+  flags.DEFINE_enum("align", "steps", ["steps", "flops", "hours"], "at equal what", flag_values=values)
+  flags.DEFINE_string("out", None, "folder for the page and the tables (default: the first one)", flag_values=values)
+  named = folders(rest, values)
+  from vdt import compare as program
+
+  program.run(named, values.base, values.align, pathlib.Path(values.out or named[0]))
 
 
 def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[pathlib.Path]:
@@ -232,6 +325,9 @@ def pairs(rest: list[str]) -> dict[str, str]:
     if not flag.startswith("-"):
       raise ValueError(f"unexpected argument {flag!r}: flags are written --name=value")
     name, equals, value = flag.lstrip("-").partition("=")
+    name = name if name.startswith("config") else name.replace("-", "_")
+    if name in SWITCHES and not equals:
+      equals, value = "=", "true"
     if not equals and not left:
       raise ValueError(f"--{name} lacks its value")
     found[name] = value if equals else left.pop(0)

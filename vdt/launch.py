@@ -1,14 +1,22 @@
 """Where jobs run: this machine, a Slurm cluster, Google Kubernetes Engine, or TPU VMs by hand; and how they stand."""
 
 import contextlib
+import dataclasses
+import json
 import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vdt import attempts, sweep
-from vdt.attempts import DONE, FAILED, LOST, QUEUED, STOPPED, Job
+from vdt import attempts, gke, plan, slurm, sweep
+from vdt.attempts import CANCELLED, DONE, FAILED, LOST, OVER, QUEUED, RUNNING, STOPPED, Job
+from vdt.config import Config, to_dict
 from vdt.writer import read_rows
 
 
@@ -25,11 +33,92 @@ def claim(folder: Path) -> Iterator[None]:
     raise OSError(f"{folder} cannot be written ({error.strerror}): name another --workdir") from error
 
 
-def run(folders: list[Path], workers: int) -> None:
-  """Brings jobs to their end, but for those that are done, stopped as hopeless, or on their way."""
-  left = [folder for folder in folders if attempts.state(folder) not in (DONE, STOPPED, QUEUED)]
-  print(f"{len(folders)} arms, {len(left)} to run", flush=True)
-  local(left, workers)
+@dataclasses.dataclass
+class Backend:
+  """Where jobs run, and how. options: sbatch's (see `vdt.slurm`). cluster: see `vdt.gke`.
+
+  remote: a folder in a bucket, where workdirs lie that are not this machine's. topology, slices: what each job takes of
+  GKE, or of TPU VMs. zone: of those. dry: says what would be done.
+  """
+
+  name: str = "local"
+  workers: int = 1
+  options: dict[str, str] = dataclasses.field(default_factory=dict)
+  cluster: gke.Cluster = dataclasses.field(default_factory=lambda: gke.Cluster(image=""))
+  remote: str = ""
+  topology: str = ""
+  slices: int = 1
+  zone: str = ""
+  dry: bool = False
+
+  @property
+  def far(self) -> bool:
+    """Whether jobs run where this machine's files are not."""
+    return self.name in ("gke", "tpu-vm")
+
+  def check(self, configs: list[Config]) -> None:
+    """ValueError for what cannot be sent there; a config that does not fit its slice is refused, with the numbers."""
+    if not self.far:
+      return
+    if "://" not in self.remote:
+      raise ValueError(f"--remote is {self.remote!r}: the workdirs of {self.name} lie in a bucket, say gs://BUCKET/runs")
+    if self.name == "gke" and not self.cluster.image:
+      raise ValueError('--gke names no image: make one of the Dockerfile, and say --gke "image=..."')
+    if self.name == "tpu-vm" and not self.zone:
+      raise ValueError("--zone is missing: TPU VMs are made in one, say us-west4-a")
+    seen = set()
+    for config in configs:
+      topology = self.topology or config.topology
+      if not topology:
+        raise ValueError("name a slice with --topology, say v5e:16x16, or in the config's topology")
+      shape = {name: value for name, value in to_dict(config).items() if name not in ("seed", "optimizer", "data")}
+      key = json.dumps([shape, topology, config.data.batch_size, type(config.optimizer).__name__])
+      if key not in seen:
+        plan.plan(config, topology, self.slices, sampling=False)
+      seen.add(key)
+
+
+def submit(folders: list[Path], backend: Backend, where: Path, topologies: dict[Path, str]) -> str:
+  """Sends jobs to Slurm, GKE or TPU VMs, or says what would be sent."""
+  if backend.name == "slurm":
+    return slurm.submit(folders, where, backend.options, backend.dry)
+  said = []
+  for folder in folders:
+    job = Job.read(folder)
+    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")[:24] + f"-{job.identity[:8]}"
+    name = name if name[0].isalpha() else f"run-{name}"
+    topology = backend.topology or topologies[folder]
+    if backend.name == "tpu-vm":
+      said.append(gke.tpu_vm_commands(name, ["vdt", *job.command], topology, backend.slices, backend.zone))
+      continue
+    manifest = gke.manifest(name, ["vdt", *job.command], topology, backend.slices, backend.cluster)
+    gke.validate(manifest)
+    said.append(gke.text(manifest))
+    if not backend.dry:
+      if not shutil.which("kubectl"):
+        raise ValueError("there is no kubectl here: install it, or pipe what --dry_run prints to one")
+      subprocess.run(["kubectl", "apply", "-f", "-"], input=said[-1], text=True, check=True)
+      attempts.note(folder, "submit", backend="gke", job=f"{backend.cluster.namespace}/{name}")
+  return "---\n".join(said)
+
+
+def unfinished(folders: list[Path]) -> list[Path]:
+  """The jobs that are neither done, nor stopped as hopeless, nor on their way in a queue or on another machine."""
+  left = [folder for folder in folders if attempts.state(folder) not in (DONE, STOPPED)]
+  places = {folder: place(folder) for folder in left}
+  alive = slurm.alive([job for backend, job in places.values() if backend == "slurm"])
+  gone = lambda folder: attempts.state(folder) != QUEUED
+  return [
+    folder
+    for folder, (backend, job) in places.items()
+    if (job not in alive if backend == "slurm" else gone(folder) if backend == "gke" else True)
+  ]
+
+
+def place(folder: Path) -> tuple[str, str]:
+  """The backend that a job was last given to, and what that calls it; "" for none."""
+  last = next((line for line in reversed(attempts.notes(folder)) if line["what"] == "submit"), {})
+  return last.get("backend", ""), last.get("job", "")
 
 
 def local(folders: list[Path], workers: int) -> None:
@@ -52,11 +141,43 @@ def local(folders: list[Path], workers: int) -> None:
       for share in range(workers):
         if left and share not in running and not hand.signal:
           folder = left.pop(0)
+          if attempts.state(folder) == CANCELLED:  # since the sweep began
+            continue
           command = [sys.executable, "-m", "vdt.attempts", str(folder), ",".join(map(str, shares[share]))]
           running[share] = (folder, hand.start(command))
       time.sleep(0.2)
     if hand.signal:
       sys.exit(attempts.RESTART if hand.signal == 15 else attempts.INTERRUPTED)
+
+
+def detach(folder: Path) -> None:
+  """Starts a job on this machine, and leaves it to itself."""
+  attempts.note(folder, "submit", backend="local")
+  command = [sys.executable, "-m", "vdt.attempts", str(folder)]
+  quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  subprocess.Popen(command, start_new_session=True, **quiet)
+
+
+def cancel(folder: Path) -> str:
+  """Ends a job, which saves where it runs; says what was done. A sweep that has yet to start it will not."""
+  state, lines = attempts.state(folder), attempts.notes(folder)
+  last = next((line for line in reversed(lines) if line["what"] == "start"), {})
+  if state in OVER:
+    return f"{state} already"
+  attempts.note(folder, "cancel")
+  backend, job = place(folder)
+  if backend == "slurm":
+    slurm.cancel(job)
+  elif backend == "gke":
+    namespace, name = job.split("/")
+    subprocess.run(["kubectl", "delete", "jobset", name, f"--namespace={namespace}"], check=True)
+  elif state == RUNNING and last["host"] != socket.gethostname():
+    raise ValueError(f"{folder} runs on {last['host']}: cancel it there")
+  elif state == RUNNING:
+    os.kill(last["pid"], signal.SIGTERM)
+  if state != RUNNING:
+    attempts.note(folder, CANCELLED)
+  return "told to save and end" if state == RUNNING else CANCELLED
 
 
 def line(folder: Path) -> str:
@@ -65,6 +186,11 @@ def line(folder: Path) -> str:
   state = attempts.state(folder)
   starts = sum(each["what"] == "start" for each in attempts.notes(folder))
   text = f"{state}, {starts} attempt{'s' * (starts != 1)}"
+  backend, job = place(folder)
+  if backend == "gke":
+    text = "sent to GKE: kubectl get jobset --namespace={} {}".format(*job.split("/"))
+  elif backend == "slurm" and state not in OVER:
+    text += f", Slurm's job {job}" + (f" {slurm.ask(job).get(job, 'gone')}" if shutil.which("squeue") else "")
   if rows:
     text += f", step {rows[-1]['step']}, loss {rows[-1]['loss']:.4f}"
   if state in (FAILED, LOST):
@@ -72,16 +198,67 @@ def line(folder: Path) -> str:
   return text
 
 
-def jobs(folder: Path) -> list[Path]:
-  """The jobs of a sweep's folder, or the one of a run's. ValueError if there are none."""
-  if (folder / sweep.NAME).exists():
-    return list(dict.fromkeys(folder / arm["folder"] for arm in sweep.read(folder)))
-  Job.read(folder)
-  return [folder]
+def jobs(folders: list[Path], arm: str | None = None) -> dict[str, Path]:
+  """Name to folder of the jobs of sweeps and runs, or of one `arm`. ValueError if there are none."""
+  found = {}
+  for folder in folders:
+    arms = sweep.read(folder) if (folder / sweep.NAME).exists() else [{"folder": "."}]
+    for each in dict.fromkeys(folder / arm["folder"] for arm in arms):
+      found[Job.read(each).name] = each
+  if arm and arm not in found:
+    raise ValueError(f"no arm {arm!r}: choose from {', '.join(found)}")
+  return {arm: found[arm]} if arm else found
 
 
 def table(folders: list[Path]) -> str:
   """How the jobs of sweeps and runs stand, a line each."""
-  rows = {Job.read(each).name: line(each) for folder in folders for each in jobs(folder)}
+  rows = {name: line(folder) for name, folder in jobs(folders).items()}
   width = max(map(len, rows))
   return "\n".join(f"{name:{width}}  {text}" for name, text in rows.items())
+
+
+def logs(folders: list[Path], arm: str | None, lines: int) -> str:
+  """The last lines that each job printed."""
+  text = []
+  for name, folder in jobs(folders, arm).items():
+    backend, job = place(folder)
+    hint = "kubectl logs --namespace={} -l jobset.sigs.k8s.io/jobset-name={} --tail=-1".format(*job.split("/"))\
+      if backend == "gke" else ""
+    text.append("\n".join([f"== {name}", *([hint] if hint else attempts.tail(folder, lines))]))
+  return "\n".join(text)
+
+
+def portable(origin: list[str]) -> list[str]:
+  """An experiment's flags, for another machine: its file is named from the folder we are in, which an image has too.
+
+  ValueError if it is not in there.
+  """
+  path = Path(origin[0].partition("=")[2])
+  try:
+    return [f"--config={path.relative_to(Path.cwd())}", *origin[1:]]
+  except ValueError:
+    raise ValueError(f"{path} is not in {Path.cwd()}, which an image is made of: start from the checkout") from None
+
+
+def sweep_arms(folder: Path, arms: list[sweep.Arm], resolve: Any, backend: Backend, **options: Any) -> None:
+  """`vdt sweep`: brings the arms of an experiment to their end, or to where they will be."""
+  plans = sweep.lay(folder, arms, resolve, not backend.far, **options)
+  backend.check([plan.config for plan in plans])
+  with tempfile.TemporaryDirectory() as nowhere, contextlib.ExitStack() as stack:
+    if backend.dry:
+      moved = {plan.folder: Path(nowhere) / plan.folder.name for plan in plans}
+      plans = [plan._replace(folder=moved[plan.folder]) for plan in plans]
+    else:
+      stack.enter_context(claim(folder))
+    left = unfinished(sweep.write(folder, plans, backend.remote))
+    print(f"{len({plan.folder for plan in plans})} arms, {len(left)} to run", flush=True)
+    if backend.name != "local":
+      print(submit(left, backend, folder, {plan.folder: plan.config.topology for plan in plans}))
+    else:
+      local(left, backend.workers)
+  print(folder)
+
+
+def one(folder: Path, config: Config, origin: list[str], processes: int, backend: Backend) -> str:
+  """`vdt launch`: sends one run to where it can run, and says how it is followed."""
+  backend.check([config])

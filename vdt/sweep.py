@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vdt import attempts, workdirs
+from etils import epath
+
+from vdt import workdirs
+from vdt.attempts import Job
 from vdt.config import Config, to_dict
 
 NAME = "sweep.json"
@@ -118,33 +121,53 @@ def identity(config: Config, data: str, processes: int = 1) -> str:
   return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def write(
-  folder: Path, arms: list[Arm], resolve: Callable[[dict[str, Any]], tuple[Config, list[str]]], **options: Any
-) -> list[Path]:
-  """Lays out the runs of `arms` under `folder`, each in a folder named after it and its identity; returns them.
+class Plan(NamedTuple):
+  """An arm, resolved: its config, the folder of its run, and the job to write there."""
 
-  resolve: from an arm's changes to its config and the flags that make it. options: of each `attempts.Job`. Arms that
-  are one have one folder. ValueError for a config that cannot be.
+  arm: Arm
+  config: Config
+  folder: Path
+  job: Job
+
+
+def lay(
+  folder: Path, arms: list[Arm], resolve: Callable[[dict[str, Any]], tuple[Config, list[str]]], here: bool, **options: Any
+) -> list[Plan]:
+  """What to run of `arms` under `folder`, each in a folder named after it and its identity; arms that are one share it.
+
+  resolve: from an arm's changes to its config and the flags that make it. here: whether the data can be looked at on
+  this machine, to be part of the identity. options: of each job. ValueError for a config that cannot be.
   """
-  prints, rows, written = {}, [], {}
+  prints, plans = {}, []
   for arm in arms:
     config, origin = resolve(arm.changes)
     config.check()
     if (key := repr(config.data)) not in prints:
-      config.prepare()
-      prints[key] = config.data.fingerprint()
+      if here:
+        config.prepare()
+      prints[key] = config.data.fingerprint() if here else ""
     processes = arm.changes.get("processes", 1)
     mark = identity(config, prints[key], processes)
-    full = arm.name if arm.seed is None else f"{arm.name},seed={arm.seed}"
-    where = written.get(mark) or folder / f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', full)[:100]}-{mark[:8]}"
-    if mark not in written:
-      written[mark] = where
-      where.mkdir(parents=True, exist_ok=True)
-      attempts.Job(full, ["train", *origin, f"--workdir={where}"], mark, processes, **options).write(where)
-    row = {"name": arm.name, "seed": arm.seed, "folder": where.name, "identity": mark, "changes": arm.changes}
-    rows.append(row)
-  workdirs.rewrite(folder / NAME, json.dumps({"arms": rows, "sources": workdirs.source_hash()}, indent=2) + "\n")
-  return list(written.values())
+    name = arm.name if arm.seed is None else f"{arm.name},seed={arm.seed}"
+    where = folder / f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', name)[:100]}-{mark[:8]}"
+    where = next((each.folder for each in plans if each.job.identity == mark), where)
+    plans.append(Plan(arm, config, where, Job(name, ["train", *origin], mark, processes, **options)))
+  return plans
+
+
+def write(folder: Path, plans: list[Plan], remote: str = "") -> list[Path]:
+  """Writes down what `lay` made, and returns the folders of the jobs. remote: where workdirs lie, if not there."""
+  for plan in {plan.folder: plan for plan in reversed(plans)}.values():
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    plan.job.command.append(f"--workdir={f'{remote}/{plan.folder.name}' if remote else plan.folder}")
+    plan.job.write(plan.folder)
+  rows = [
+    {"name": arm.name, "seed": arm.seed, "folder": where.name, "identity": job.identity, "changes": arm.changes}
+    for arm, _, where, job in plans
+  ]
+  content = {"arms": rows, "sources": workdirs.source_hash()}
+  workdirs.rewrite(epath.Path(folder) / NAME, json.dumps(content, indent=2) + "\n")
+  return list(dict.fromkeys(plan.folder for plan in plans))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

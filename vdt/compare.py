@@ -1,0 +1,318 @@
+"""The arms of a sweep, or any runs, beside one another: what differs, by how much, how surely, and at what cost."""
+
+import csv
+import functools
+import io
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from vdt import attempts, ledger, paired, sweep, workdirs
+from vdt.config import differences
+from vdt.report import embed
+from vdt.writer import read_rows
+
+ALIGNMENTS = {"steps": "steps", "flops": "FLOPs of the model, forward and backward", "hours": "hours in steps"}
+LOGGED = ("loss", "grad_norm")
+LAST = 20  # logged steps of which training's own columns are the mean
+SHOWN = 6
+REPEATS = ("seed", "data.seed")
+matplotlib.use("Agg")
+
+
+class Run(NamedTuple):
+  """One run of an arm: its config as config.json has it, its rows of metrics, and where each step is along an axis."""
+
+  arm: str
+  seed: int | None
+  folder: Path
+  config: dict[str, Any]
+  rows: list[dict[str, Any]]
+  where: dict[int, float]
+
+  @property
+  def end(self) -> float:
+    return max(self.where.values())
+
+  def values(self, budget: float) -> dict[str, float]:
+    """Each column's last value within `budget`; training's own columns are means over their last rows in it."""
+    inside = [row for row in self.rows if self.at(row["step"]) <= budget * (1 + 1e-9)]
+    logged = [row for row in inside if "loss" in row][-LAST:]
+    found = {f"train/{name}": float(np.mean([row[name] for row in logged])) for name in LOGGED if logged}
+    for row in inside:
+      found |= {name: value for name, value in row.items() if "/" in name and isinstance(value, (int, float))}
+    return found
+
+  def at(self, step: int) -> float:
+    steps = list(self.where)
+    return float(np.interp(step, steps, [self.where[each] for each in steps]))
+
+
+def load(folders: list[Path], align: str) -> tuple[list[Run], list[str]]:
+  """The finished runs in sweeps' folders and runs' workdirs, and what was left out, with the reason."""
+  runs, left = [], []
+  for folder in folders:
+    arms = [{"name": folder.name, "seed": None, "folder": "."}]
+    if (folder / sweep.NAME).exists():
+      arms = sweep.read(folder)
+    for arm in arms:
+      where = folder / arm["folder"]
+      job = (where / "job.json").exists()
+      if job and (state := attempts.state(where)) != attempts.DONE:
+        left.append(f"{arm['name']}, seed {arm['seed']}: {state}")
+        continue
+      config, rows = workdirs.read(str(where))["config"], read_rows(str(where))
+      logged = [row for row in rows if "loss" in row]
+      if not logged or logged[-1]["step"] < config["steps"]:
+        left.append(f"{where.name}: at step {logged[-1]['step'] if logged else 0} of {config['steps']}")
+        continue
+      runs.append(Run(arm["name"], arm["seed"], where, config, rows, axis(logged, align)))
+  return runs, left
+
+
+def axis(rows: list[dict[str, Any]], align: str) -> dict[int, float]:
+  """Step to steps, FLOPs, or hours spent in steps, from logged rows."""
+  found, hours, before = {0: 0.0}, 0.0, 0
+  for row in rows:
+    hours += row["step_time"] * (row["step"] - before) / 3600
+    before = row["step"]
+    flops = row["step"] * row["step_time"] * row["flops_per_second"]
+    found[row["step"]] = {"steps": row["step"], "flops": flops, "hours": hours}[align]
+  return found
+
+
+class Arms(NamedTuple):
+  """Values of all runs at one budget: `values[arm]` is a list of (seed, column to value), in the order of the runs."""
+
+  base: str
+  budget: float
+  values: dict[str, list[tuple[int | None, dict[str, float]]]]
+
+  @classmethod
+  def of(cls, runs: list[Run], base: str | None) -> "Arms":
+    """ValueError if no run is of the base arm, or there is only one arm."""
+    names = list(dict.fromkeys(run.arm for run in runs))
+    base = base or names[0]
+    if base not in names or len(names) < 2:
+      raise ValueError(f"nothing to compare with base {base!r}: the finished arms are {', '.join(names)}")
+    budget = min(run.end for run in runs)
+    return cls(
+      base, budget, {name: [(run.seed, run.values(budget)) for run in runs if run.arm == name] for name in names}
+    )
+
+  def columns(self) -> list[str]:
+    """What every run has and not all have alike: controls on real clips, say, are the same in all."""
+    each = [values for runs in self.values.values() for _, values in runs]
+    common = [name for name in each[0] if all(name in values for values in each)]
+    return [name for name in common if len({values[name] for values in each}) > 1]
+
+  def pairs(self, arm: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The base's values and the arm's, by seed; by place, where they have no seed in common."""
+    base, other = self.values[self.base], self.values[arm]
+    common = [seed for seed, _ in base if seed is not None and seed in [each for each, _ in other]]
+    if common:
+      pick = lambda runs: [dict(runs)[seed][column] for seed in common]
+    else:
+      count = min(len(base), len(other))
+      pick = lambda runs: [values[column] for _, values in runs[:count]]
+    return np.array(pick(base), float), np.array(pick(other), float)
+
+  @property
+  def others(self) -> list[str]:
+    return [name for name in self.values if name != self.base]
+
+
+def run(folders: list[Path], base: str | None, align: str, out: Path) -> None:
+  """`vdt compare`: writes compare.html, effects.csv, effects.md and values.csv to `out`, and prints the page's path.
+
+  The first arm is the base where none is named. All are compared at the largest budget that all of them have. ValueError
+  for less than two finished arms.
+  """
+  runs, left = load(folders, align)
+  if not runs:
+    raise ValueError(f"no finished run in {', '.join(map(str, folders))}: {'; '.join(left) or 'nothing there'}")
+  arms = Arms.of(runs, base)
+  if short := [run.folder.name for run in runs if not any("/" in name for name in run.values(arms.budget))]:
+    print(
+      f"no eval of {', '.join(short)} lies within {arms.budget:.4g} {align}: give its evals an `every`", file=sys.stderr
+    )
+  out.mkdir(parents=True, exist_ok=True)
+  (out / "values.csv").write_text(values_csv(arms))
+  rows = effects(arms)
+  (out / "effects.csv").write_text(to_csv(rows))
+  (out / "effects.md").write_text(markdown(arms, rows))
+  (out / "compare.html").write_text(page(runs, left, arms, align))
+  print(out / "compare.html")
+
+
+def effects(arms: Arms) -> list[dict[str, Any]]:
+  """A row for each column and arm."""
+  rows = []
+  for column in arms.columns():
+    for arm in arms.others:
+      base, other = arms.pairs(arm, column)
+      effect = paired.compare(base, other)
+      means = {"base": float(base.mean()), "value": float(other.mean())}
+      rows.append({"metric": column, "arm": arm, **means, **effect._asdict(), "differs": effect.differs})
+  return rows
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+  writer.writeheader()
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+def values_csv(arms: Arms) -> str:
+  """A row for each run, a column for each metric that every run has."""
+  each = [(arm, seed, values) for arm, runs in arms.values.items() for seed, values in runs]
+  names = [name for name in each[0][2] if all(name in values for _, _, values in each)]
+  return to_csv([{"arm": arm, "seed": seed, **{name: values[name] for name in names}} for arm, seed, values in each])
+
+
+def markdown(arms: Arms, rows: list[dict[str, Any]]) -> str:
+  """The table of effects, but for single noise levels."""
+  lines = [f"| metric | {arms.base} | {' | '.join(arms.others)} |", "|---" * (2 + len(arms.others)) + "|"]
+  for column in arms.columns():
+    if "/t=" not in column:
+      found = [row for row in rows if row["metric"] == column]
+      cells = [f"{row['value']:.4g}: {cell(row)}" for row in found]
+      lines.append(f"| {column} | {found[0]['base']:.4g} | {' | '.join(cells)} |")
+  return "\n".join(lines) + "\n"
+
+
+def cell(row: dict[str, Any]) -> str:
+  """An effect with its interval; one that differs is marked."""
+  if row["pairs"] == 1:
+    return f"{row['mean']:+.3g}"
+  text = f"{row['mean']:+.3g} ({row['low']:+.3g}, {row['high']:+.3g})"
+  return f"**{text}**" if row["differs"] else text
+
+
+def page(runs: list[Run], left: list[str], arms: Arms, align: str) -> str:
+  rows = effects(arms)
+  by_column = {column: [row for row in rows if row["metric"] == column] for column in arms.columns()}
+  groups: dict[str, dict] = {}
+  for column, found in by_column.items():
+    if "/t=" not in column:
+      groups.setdefault(column.split("/")[0], {})[column.partition("/")[2]] = found
+  template = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("compare.html.j2")
+  return template.render(
+    arms=arms,
+    budget=f"{arms.budget:.4g} {ALIGNMENTS[align]}",
+    changes=changes(runs),
+    counts={name: [str(seed) for seed, _ in found] for name, found in arms.values.items()},
+    left=left,
+    groups=groups,
+    count=sum(len(found) for group in groups.values() for found in group.values()),
+    differ=sum(row["differs"] for group in groups.values() for each in group.values() for row in each),
+    bins=bins(arms, by_column),
+    curves=curves(runs, align),
+    videos=videos(runs),
+    costs=costs(runs),
+    few=paired.FEW,
+  )
+
+
+def changes(runs: list[Run]) -> dict[str, dict[str, Any]]:
+  """Dotted field to its value in each arm, for fields in which the arms differ; what repeats differ in is left out."""
+  firsts = {run.arm: run.config for run in reversed(runs)}
+  found = {}
+  for config in firsts.values():
+    for field in differences(next(iter(firsts.values())), config):
+      if field not in REPEATS:
+        found[field] = {name: lookup(each, field) for name, each in firsts.items()}
+  return {field: dict(reversed(each.items())) for field, each in found.items()}
+
+
+def lookup(config: dict[str, Any], field: str) -> Any:
+  value = functools.reduce(
+    lambda part, key: part.get(key, {}) if isinstance(part, dict) else {}, field.split("."), config
+  )
+  return value if value != {} else ""
+
+
+def bins(arms: Arms, by_column: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, tuple]]]:
+  """Eval and task to arm to noise level to (change relative to the base, whether it differs, its colour)."""
+  found: dict[str, dict[str, dict[str, tuple]]] = {}
+  for column, rows in by_column.items():
+    table, _, level = column.rpartition("/t=")
+    for row in rows if table else ():
+      change = row["mean"] / row["base"] if row["base"] else 0.0
+      shade = f"rgba({'200,60,40' if change > 0 else '40,110,200'},{min(abs(change) * 2, 0.8):.2f})"
+      differs = row["differs"]
+      found.setdefault(table, {}).setdefault(row["arm"], {})[level] = (f"{100 * change:+.1f} %", differs, shade)
+  return found
+
+
+def curves(runs: list[Run], align: str) -> str:
+  """The training loss, and the means of validation losses, of each arm, averaged over its runs; as one picture."""
+  means = [name for name in runs[0].rows[-1] if name.endswith("/mean")]
+  names = ["loss", *[name for name in means if sum(name in row for row in runs[0].rows) > 1]]
+  figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+  for plot, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
+    for arm in dict.fromkeys(run.arm for run in runs):
+      lines = [series(run, name) for run in runs if run.arm == arm]
+      length = min(len(x) for x, _ in lines)
+      x, y = lines[0][0][:length], np.array([values[:length] for _, values in lines])
+      (line,) = plot.plot(x, y.mean(0), label=arm, lw=1.2)
+      if len(lines) > 1:
+        plot.fill_between(x, y.min(0), y.max(0), alpha=0.15, color=line.get_color(), lw=0)
+    plot.set(title=name, xlabel=ALIGNMENTS[align], yscale="log")
+    plot.grid(alpha=0.2)
+  plot.legend(fontsize=8)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="svg")
+  return embed(buffer.getvalue(), "svg+xml")
+
+
+def series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Where along the axis, and values; the training loss as a running mean."""
+  rows = [row for row in run.rows if name in row]
+  x, y = np.array([run.at(row["step"]) for row in rows]), np.array([row[name] for row in rows])
+  width = max(len(y) // 40, 1) if name == "loss" else 1
+  return x[width - 1 :], np.convolve(y, np.ones(width) / width, "valid")
+
+
+def videos(runs: list[Run]) -> dict[str, list[dict[str, str]]]:
+  """Task to rows of arm to video: those that each arm's first run made of the same clips and noise."""
+  firsts = {run.arm: run.folder / "samples" for run in reversed(runs)}
+  firsts = dict(reversed(firsts.items()))
+  tasks = [path.name for path in sorted(next(iter(firsts.values())).glob("*")) if path.is_dir() and path.name != "real"]
+  found = {}
+  for task in tasks:
+    real = next(iter(firsts.values())) / "real"
+    found[task] = []
+    for number in range(SHOWN):
+      files = {"real": real, **{arm: folder / task for arm, folder in firsts.items()}}
+      files = {name: folder / f"{number:04d}.webp" for name, folder in files.items()}
+      found[task].append(
+        {name: embed(path.read_bytes(), "webp") if path.exists() else "" for name, path in files.items()}
+      )
+  return found
+
+
+def costs(runs: list[Run]) -> dict[str, dict[str, str]]:
+  """Arm to means over its runs: of the last row's rates, and of the ledger."""
+  found: dict[str, dict[str, str]] = {}
+  for arm in dict.fromkeys(run.arm for run in runs):
+    ours = [run for run in runs if run.arm == arm]
+    rows = [next(row for row in reversed(run.rows) if "loss" in row) for run in ours]
+    sums = [ledger.summary(ledger.read(str(run.folder))) for run in ours]
+    mean = lambda values: float(np.mean(list(values)))
+    found[arm] = {
+      "GFLOPs a step": f"{mean(row['step_time'] * row['flops_per_second'] for row in rows) / 1e9:.4g}",
+      "seconds a step": f"{mean(np.median([each['step_time'] for each in run.rows if 'loss' in each]) for run in ours):.3g}",
+      "MFU": f"{100 * mean(np.median([each['utilisation'] for each in run.rows if 'loss' in each]) for run in ours):.1f} %",
+      "chip-hours": f"{mean(each['chip_hours'] for each in sums):.4g}",
+      "goodput": f"{100 * mean(each['goodput'] for each in sums):.1f} %",
+      "attempts": f"{mean(each['attempts'] for each in sums):.3g}",
+    }
+  return found
