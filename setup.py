@@ -38,7 +38,13 @@ setup(
   extras_require={
     "tpu": ["libtpu==0.0.52"],
     "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6", "beartype>=0.22", "ruff>=0.14"],
-    "cloud": ["kubeflow-trainer-api>=2.3,<3", "kubernetes-validate>=1.37", "pyyaml>=6"],
+    "cloud": [
+      "optuna>=5,<6",
+      "submitit>=1.5.4,<2",
+      "kubeflow-trainer-api>=2.3,<3",
+      "kubernetes-validate>=1.37",
+      "pyyaml>=6",
+    ],
     "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43"],
   },
 )

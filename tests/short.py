@@ -13,7 +13,7 @@ from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
-from vdt.sweep import BASE, chainit, product, seeds, vary
+from vdt.sweep import BASE, Arm, chainit, product, seeds, vary
 from vdt.writer import TIMINGS
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +53,11 @@ def get_config(variant: str = "") -> Config:
 
 def few():
   yield from ({"optimizer.lr": lr} for lr in (1e-3, 2e-3, 3e-3))
+
+
+def cluster():
+  two = Arm("two", {"processes": 2, "data.batch_size": 8})
+  return chainit(product(vary("optimizer.lr", [1e-3, 2e-3, 3e-3]), seeds(2)), [two])
 
 
 def broken():

@@ -45,7 +45,8 @@ def write(tmp_path, data_dir, arms, extra=()):
     own = [f"--{name}={value}" for name, value in sweep.flags(changes).items()]
     return cli.parse([*given, *own], cli.flags.FlagValues())
 
-  return sweep.write(tmp_path, sweep.arms_of(arms), resolve)
+  plans = sweep.write(tmp_path, sweep.lay(tmp_path, sweep.arms_of(arms), resolve, True))
+  return [plan.folder for plan in plans]
 
 
 def test_identity(tmp_path, data_dir, monkeypatch):
@@ -173,13 +174,13 @@ def test_a_killed_sweep_goes_on(arms, tmp_path, data_dir):
 
   out = finish(disturbed, data_dir, arms)
   left = sum(state != DONE for state in states)
-  assert f"{len(states)} arms, {left} to run" in out
+  assert f"{len(states)} runs, {left} to go" in out
   for each, (state, text) in before.items():
     assert attempts.state(each) == DONE
     assert (each / "attempts.jsonl").read_text() == text if state == DONE else True, "what was done is not run again"
   assert short.rows(broken) == short.rows(tmp_path / "peace" / broken.name)
   assert table(disturbed, tmp_path / "a") == table(tmp_path / "peace", tmp_path / "b")
-  assert f"{len(states)} arms, 0 to run" in finish(disturbed, data_dir, arms)
+  assert f"{len(states)} runs, 0 to go" in finish(disturbed, data_dir, arms)
 
 
 def test_an_error_of_ours_stops_one_arm(tmp_path, data_dir, capsys):
@@ -191,7 +192,7 @@ def test_an_error_of_ours_stops_one_arm(tmp_path, data_dir, capsys):
   cli.main(["status", str(tmp_path / "sweep")])
   shown = capsys.readouterr().out
   assert "failed" in shown and "heads" in shown and "Traceback" not in shown.split("heads")[1]
-  assert "3 arms, 1 to run" in finish(tmp_path / "sweep", data_dir, "broken", 4)
+  assert "3 runs, 1 to go" in finish(tmp_path / "sweep", data_dir, "broken", 4)
   with pytest.raises(SystemExit) as ended:
     cli.main(["compare", str(tmp_path / "none")])
   assert ended.value.code == 1

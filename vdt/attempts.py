@@ -87,7 +87,7 @@ def notes(folder: Path) -> list[dict[str, Any]]:
 
 def state(folder: Path) -> str:
   """Where a job stands. Who holds its lock runs it; one that was started and has no end was lost."""
-  with held(folder / LOCK) as ours:
+  with held(folder / LOCK) if (folder / LOCK).exists() else contextlib.nullcontext(True) as ours:
     if not ours:
       return RUNNING
   last = next((line for line in reversed(notes(folder)) if line["what"] != "cancel"), {"what": WAITING})

@@ -156,7 +156,8 @@ def sweep(rest: list[str]) -> None:
 
   options = {"halving": halving.parse(values.halving)} if values.halving else {}
   folder = pathlib.Path(required(values, "workdir")).absolute()
-  launch.sweep_arms(folder, program.load(path, values.arms), resolve, place, **options)
+  plans = program.lay(folder, program.load(path, values.arms), resolve, not place.far, **options)
+  launch.send(folder, plans, place)
 
 
 def launch(rest: list[str]) -> None:
@@ -166,11 +167,12 @@ def launch(rest: list[str]) -> None:
   define_backend(values)
   config, origin = parse(rest, values)
   from vdt import launch as program
+  from vdt import sweep
 
   place = backend(values, 1)
   origin = program.portable(origin) if place.far else origin
   folder = pathlib.Path(required(values, "workdir")).absolute()
-  print(program.one(folder, config, origin, values.processes, place))
+  program.send(folder, [sweep.lay_one(folder, config, origin, values.processes, not place.far)], place)
 
 
 def define_backend(values: flags.FlagValues) -> None:

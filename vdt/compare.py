@@ -130,8 +130,8 @@ class Arms(NamedTuple):
 def run(folders: list[Path], base: str | None, align: str, out: Path) -> None:
   """`vdt compare`: writes compare.html, effects.csv, effects.md and values.csv to `out`, and prints the page's path.
 
-  The first arm is the base where none is named. All are compared at the largest budget that all of them have. ValueError
-  for less than two finished arms.
+  The first arm is the base where none is named. All are compared at the largest budget that all of them have.
+  ValueError for less than two finished arms.
   """
   runs, left = load(folders, align)
   if not runs:
@@ -307,10 +307,11 @@ def costs(runs: list[Run]) -> dict[str, dict[str, str]]:
     rows = [next(row for row in reversed(run.rows) if "loss" in row) for run in ours]
     sums = [ledger.summary(ledger.read(str(run.folder))) for run in ours]
     mean = lambda values: float(np.mean(list(values)))
+    usual = lambda run, name: np.median([row[name] for row in run.rows if "loss" in row])
     found[arm] = {
       "GFLOPs a step": f"{mean(row['step_time'] * row['flops_per_second'] for row in rows) / 1e9:.4g}",
-      "seconds a step": f"{mean(np.median([each['step_time'] for each in run.rows if 'loss' in each]) for run in ours):.3g}",
-      "MFU": f"{100 * mean(np.median([each['utilisation'] for each in run.rows if 'loss' in each]) for run in ours):.1f} %",
+      "seconds a step": f"{mean(usual(run, 'step_time') for run in ours):.3g}",
+      "MFU": f"{100 * mean(usual(run, 'utilisation') for run in ours):.1f} %",
       "chip-hours": f"{mean(each['chip_hours'] for each in sums):.4g}",
       "goodput": f"{100 * mean(each['goodput'] for each in sums):.1f} %",
       "attempts": f"{mean(each['attempts'] for each in sums):.3g}",

@@ -1,5 +1,5 @@
-"""Successive halving of a sweep's jobs (asynchronous, arXiv:1810.05934): at some steps, those that are not among the best
-so far are stopped. Optuna decides, and keeps what it knows in a file beside the jobs."""
+"""Successive halving of a sweep's jobs (asynchronous, arXiv:1810.05934): at some steps, those that are not among the
+best so far are stopped. Optuna decides, and keeps what it knows in a file beside the jobs."""
 
 from pathlib import Path
 from typing import Any

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 from vdt import attempts, gke, plan, slurm, sweep
 from vdt.attempts import CANCELLED, DONE, FAILED, LOST, OVER, QUEUED, RUNNING, STOPPED, Job
 from vdt.config import Config, to_dict
+from vdt.sweep import Plan
 from vdt.writer import read_rows
 
 
@@ -61,7 +63,9 @@ class Backend:
     if not self.far:
       return
     if "://" not in self.remote:
-      raise ValueError(f"--remote is {self.remote!r}: the workdirs of {self.name} lie in a bucket, say gs://BUCKET/runs")
+      raise ValueError(
+        f"--remote is {self.remote!r}: the workdirs of {self.name} lie in a bucket, say gs://BUCKET/runs"
+      )
     if self.name == "gke" and not self.cluster.image:
       raise ValueError('--gke names no image: make one of the Dockerfile, and say --gke "image=..."')
     if self.name == "tpu-vm" and not self.zone:
@@ -78,20 +82,20 @@ class Backend:
       seen.add(key)
 
 
-def submit(folders: list[Path], backend: Backend, where: Path, topologies: dict[Path, str]) -> str:
+def submit(plans: list[Plan], backend: Backend, where: Path) -> str:
   """Sends jobs to Slurm, GKE or TPU VMs, or says what would be sent."""
   if backend.name == "slurm":
-    return slurm.submit(folders, where, backend.options, backend.dry)
+    return slurm.submit({plan.folder: plan.job for plan in plans}, where, backend.options, backend.dry)
+  if backend.name == "local":  # dry
+    return "\n".join(f"python -m vdt.attempts {plan.folder}: vdt {shlex.join(plan.job.command)}" for plan in plans)
   said = []
-  for folder in folders:
-    job = Job.read(folder)
-    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")[:24] + f"-{job.identity[:8]}"
-    name = name if name[0].isalpha() else f"run-{name}"
-    topology = backend.topology or topologies[folder]
+  for _, config, folder, job in plans:
+    name = re.sub(r"[^a-z0-9]+", "-", f"run-{job.name.lower()[:24]}").strip("-") + f"-{job.identity[:8]}"
+    what = (name, ["vdt", *job.command], backend.topology or config.topology, backend.slices)
     if backend.name == "tpu-vm":
-      said.append(gke.tpu_vm_commands(name, ["vdt", *job.command], topology, backend.slices, backend.zone))
+      said.append(gke.tpu_vm_commands(*what, backend.zone))
       continue
-    manifest = gke.manifest(name, ["vdt", *job.command], topology, backend.slices, backend.cluster)
+    manifest = gke.manifest(*what, backend.cluster)
     gke.validate(manifest)
     said.append(gke.text(manifest))
     if not backend.dry:
@@ -222,9 +226,10 @@ def logs(folders: list[Path], arm: str | None, lines: int) -> str:
   text = []
   for name, folder in jobs(folders, arm).items():
     backend, job = place(folder)
-    hint = "kubectl logs --namespace={} -l jobset.sigs.k8s.io/jobset-name={} --tail=-1".format(*job.split("/"))\
-      if backend == "gke" else ""
-    text.append("\n".join([f"== {name}", *([hint] if hint else attempts.tail(folder, lines))]))
+    last = attempts.tail(folder, lines)
+    if backend == "gke":
+      last = ["kubectl logs --namespace={} -l jobset.sigs.k8s.io/jobset-name={} --tail=-1".format(*job.split("/"))]
+    text.append("\n".join([f"== {name}", *last]))
   return "\n".join(text)
 
 
@@ -240,25 +245,21 @@ def portable(origin: list[str]) -> list[str]:
     raise ValueError(f"{path} is not in {Path.cwd()}, which an image is made of: start from the checkout") from None
 
 
-def sweep_arms(folder: Path, arms: list[sweep.Arm], resolve: Any, backend: Backend, **options: Any) -> None:
-  """`vdt sweep`: brings the arms of an experiment to their end, or to where they will be."""
-  plans = sweep.lay(folder, arms, resolve, not backend.far, **options)
+def send(folder: Path, plans: list[Plan], backend: Backend) -> None:
+  """Brings runs under `folder` to their end, or to where they will be; those that are done, or on their way, stay."""
   backend.check([plan.config for plan in plans])
-  with tempfile.TemporaryDirectory() as nowhere, contextlib.ExitStack() as stack:
-    if backend.dry:
-      moved = {plan.folder: Path(nowhere) / plan.folder.name for plan in plans}
-      plans = [plan._replace(folder=moved[plan.folder]) for plan in plans]
+  several = (folder,) != tuple(plan.folder for plan in plans)
+  with contextlib.nullcontext() if backend.dry else claim(folder):
+    plans = sweep.write(folder if several else None, plans, backend.remote, backend.dry)
+    folders = unfinished([plan.folder for plan in plans])
+    left = [plan for plan in plans if plan.folder in folders]
+    print(f"{len(plans)} runs, {len(left)} to go", flush=True)
+    if backend.name != "local" or backend.dry:
+      print(submit(left, backend, folder))
+    elif several:
+      local([plan.folder for plan in left], backend.workers)
     else:
-      stack.enter_context(claim(folder))
-    left = unfinished(sweep.write(folder, plans, backend.remote))
-    print(f"{len({plan.folder for plan in plans})} arms, {len(left)} to run", flush=True)
-    if backend.name != "local":
-      print(submit(left, backend, folder, {plan.folder: plan.config.topology for plan in plans}))
-    else:
-      local(left, backend.workers)
-  print(folder)
-
-
-def one(folder: Path, config: Config, origin: list[str], processes: int, backend: Backend) -> str:
-  """`vdt launch`: sends one run to where it can run, and says how it is followed."""
-  backend.check([config])
+      for plan in left:
+        detach(plan.folder)
+  if not backend.dry:
+    print(f"vdt status {folder}")

@@ -14,12 +14,12 @@ OPTIONS = {"time": "1440", "nodes": "1", "cpus_per_task": "1"}
 GRACE = 120  # seconds from SIGTERM to the end of a job's time
 
 
-def submit(folders: list[Path], where: Path, options: dict[str, str], dry: bool) -> str:
-  """Submits jobs, those of as many processes as one array; returns what was submitted, or would be (`dry`).
+def submit(jobs: dict[Path, Job], where: Path, options: dict[str, str], dry: bool) -> str:
+  """Submits jobs, by folder, those of as many processes as one array; returns what was submitted, or would be (`dry`).
 
   where: for submitit's own files, a folder that all nodes see. options: sbatch's, by their long names ("partition",
-  "time" in minutes, "nodes", "cpus_per_task", "gpus_per_node", "mem", "account", ...). ValueError if submitit or Slurm is
-  not there, or takes them for wrong.
+  "time" in minutes, "nodes", "cpus_per_task", "gpus_per_node", "mem", "account", ...). ValueError if submitit or Slurm
+  is not there, or takes them for wrong.
   """
   try:
     import submitit
@@ -28,8 +28,8 @@ def submit(folders: list[Path], where: Path, options: dict[str, str], dry: bool)
   if not (dry or shutil.which("sbatch")):
     raise ValueError("there is no sbatch here: log in to the cluster, or see with --dry_run what would be submitted")
   said = []
-  for count in sorted({Job.read(folder).processes for folder in folders}):
-    group = [folder for folder in folders if Job.read(folder).processes == count]
+  for count in sorted({job.processes for job in jobs.values()}):
+    group = [folder for folder, job in jobs.items() if job.processes == count]
     fields = parameters(count, {**OPTIONS, **options})
     listed = " ".join(f"{name}={value}" for name, value in fields.items())
     said.append(f"sbatch array of {len(group)}: {listed}")
@@ -38,13 +38,13 @@ def submit(folders: list[Path], where: Path, options: dict[str, str], dry: bool)
       executor = submitit.SlurmExecutor(where / "slurm")
       try:
         executor.update_parameters(**fields)
-        ids = [job.job_id for job in executor.map_array(task, map(str, group))]
+        ids = [job.job_id for job in executor.map_array(task, [str(folder) for folder in group])]
       except Exception as error:  # submitit's own kinds, and those of what it calls
         raise ValueError(f"Slurm refuses: {error}; it was asked for {listed}") from error
     for folder, number in zip(group, ids):
       if number:
         attempts.note(folder, "submit", backend="slurm", job=number)
-      job = Job.read(folder)
+      job = jobs[folder]
       said.append(f"  {job.name}: {f'job {number}' if number else 'vdt ' + ' '.join(job.command)}")
   return "\n".join(said)
 

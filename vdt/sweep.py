@@ -8,6 +8,7 @@ fields or with the helpers below:
     return product(layouts, seeds(3))
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -121,6 +122,9 @@ def identity(config: Config, data: str, processes: int = 1) -> str:
   return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
+Resolve = Callable[[dict[str, Any]], tuple[Config, list[str]]]
+
+
 class Plan(NamedTuple):
   """An arm, resolved: its config, the folder of its run, and the job to write there."""
 
@@ -130,8 +134,18 @@ class Plan(NamedTuple):
   job: Job
 
 
+def lay_one(folder: Path, config: Config, origin: list[str], processes: int, here: bool) -> Plan:
+  """A run of its own, in `folder`."""
+  (plan,) = lay(folder, [Arm(folder.name, {"processes": processes})], lambda _: (config, origin), here)
+  return plan._replace(folder=folder)
+
+
 def lay(
-  folder: Path, arms: list[Arm], resolve: Callable[[dict[str, Any]], tuple[Config, list[str]]], here: bool, **options: Any
+  folder: Path,
+  arms: list[Arm],
+  resolve: Resolve,
+  here: bool,
+  **options: Any,
 ) -> list[Plan]:
   """What to run of `arms` under `folder`, each in a folder named after it and its identity; arms that are one share it.
 
@@ -155,19 +169,27 @@ def lay(
   return plans
 
 
-def write(folder: Path, plans: list[Plan], remote: str = "") -> list[Path]:
-  """Writes down what `lay` made, and returns the folders of the jobs. remote: where workdirs lie, if not there."""
+def write(folder: Path | None, plans: list[Plan], remote: str = "", dry: bool = False) -> list[Plan]:
+  """Completes and writes down the jobs that `lay` made, one for each folder, and the sweep, if `folder` is one's.
+
+  remote: where workdirs lie, if not in the folders of their jobs.
+  """
+  jobs = []
   for plan in {plan.folder: plan for plan in reversed(plans)}.values():
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    plan.job.command.append(f"--workdir={f'{remote}/{plan.folder.name}' if remote else plan.folder}")
-    plan.job.write(plan.folder)
-  rows = [
-    {"name": arm.name, "seed": arm.seed, "folder": where.name, "identity": job.identity, "changes": arm.changes}
-    for arm, _, where, job in plans
-  ]
-  content = {"arms": rows, "sources": workdirs.source_hash()}
-  workdirs.rewrite(epath.Path(folder) / NAME, json.dumps(content, indent=2) + "\n")
-  return list(dict.fromkeys(plan.folder for plan in plans))
+    place = f"{remote.rstrip('/')}/{plan.folder.name}" if remote else plan.folder
+    job = dataclasses.replace(plan.job, command=[*plan.job.command, f"--workdir={place}"])
+    jobs.insert(0, plan._replace(job=job))
+    if not dry:
+      plan.folder.mkdir(parents=True, exist_ok=True)
+      job.write(plan.folder)
+  if folder and not dry:
+    rows = [
+      {"name": arm.name, "seed": arm.seed, "folder": where.name, "identity": job.identity, "changes": arm.changes}
+      for arm, _, where, job in plans
+    ]
+    content = {"arms": rows, "sources": workdirs.source_hash()}
+    workdirs.rewrite(epath.Path(folder) / NAME, json.dumps(content, indent=2) + "\n")
+  return jobs
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
