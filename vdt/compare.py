@@ -3,7 +3,6 @@
 import csv
 import functools
 import io
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,15 +36,19 @@ class Run(NamedTuple):
 
   @property
   def end(self) -> float:
-    return max(self.where.values())
+    return float(max(self.where.values()))
 
   def values(self, budget: float) -> dict[str, float]:
-    """Each column's last value within `budget`; training's own columns are means over their last rows in it."""
-    inside = [row for row in self.rows if self.at(row["step"]) <= budget * (1 + 1e-9)]
-    logged = [row for row in inside if "loss" in row][-LAST:]
+    """Each column at `budget`, linearly between the evals around it; training's own are means of the rows before it.
+
+    A column that is only there for later steps is left out.
+    """
+    logged = [row for row in self.rows if "loss" in row and self.at(row["step"]) <= budget * (1 + 1e-9)][-LAST:]
     found = {f"train/{name}": float(np.mean([row[name] for row in logged])) for name in LOGGED if logged}
-    for row in inside:
-      found |= {name: value for name, value in row.items() if "/" in name and isinstance(value, (int, float))}
+    for name in dict.fromkeys(name for row in self.rows for name in row if "/" in name):
+      x, y = series(self, name)
+      if x[0] <= budget * (1 + 1e-9):
+        found[name] = float(np.interp(budget, x, y))
     return found
 
   def at(self, step: int) -> float:
@@ -137,10 +140,9 @@ def run(folders: list[Path], base: str | None, align: str, out: Path) -> None:
   if not runs:
     raise ValueError(f"no finished run in {', '.join(map(str, folders))}: {'; '.join(left) or 'nothing there'}")
   arms = Arms.of(runs, base)
-  if short := [run.folder.name for run in runs if not any("/" in name for name in run.values(arms.budget))]:
-    print(
-      f"no eval of {', '.join(short)} lies within {arms.budget:.4g} {align}: give its evals an `every`", file=sys.stderr
-    )
+  names = {name for run in runs for row in run.rows for name in row if "/" in name}
+  if gone := sorted({name.split("/")[0] for name in names - {*next(iter(arms.values.values()))[0][1]}}):
+    left.append(f"{', '.join(gone)} of some arms, which have no value up to then: give these evals an `every`")
   out.mkdir(parents=True, exist_ok=True)
   (out / "values.csv").write_text(values_csv(arms))
   rows = effects(arms)
@@ -259,7 +261,7 @@ def curves(runs: list[Run], align: str) -> str:
   figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
   for plot, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
     for arm in dict.fromkeys(run.arm for run in runs):
-      lines = [series(run, name) for run in runs if run.arm == arm]
+      lines = [smooth(*series(run, name)) for run in runs if run.arm == arm]
       length = min(len(x) for x, _ in lines)
       x, y = lines[0][0][:length], np.array([values[:length] for _, values in lines])
       (line,) = plot.plot(x, y.mean(0), label=arm, lw=1.2)
@@ -274,10 +276,14 @@ def curves(runs: list[Run], align: str) -> str:
 
 
 def series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Where along the axis, and values; the training loss as a running mean."""
+  """Where along the axis a column has values, and which."""
   rows = [row for row in run.rows if name in row]
-  x, y = np.array([run.at(row["step"]) for row in rows]), np.array([row[name] for row in rows])
-  width = max(len(y) // 40, 1) if name == "loss" else 1
+  return np.array([run.at(row["step"]) for row in rows]), np.array([row[name] for row in rows], float)
+
+
+def smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Running means over a fortieth of a long series."""
+  width = max(len(y) // 40, 1)
   return x[width - 1 :], np.convolve(y, np.ones(width) / width, "valid")
 
 

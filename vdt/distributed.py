@@ -27,7 +27,7 @@ def join() -> None:
 
   Either the three EXPLICIT variables say it (host:port of the first process, how many, which one is this), or Slurm, a
   TPU pod or GKE does. One that is not heard of for VDT_HEARTBEAT seconds (100) ends all others, by SIGABRT.
-  ValueError if only some of the three are set.
+  ValueError if only some of the three are set; SystemExit(77) if the others do not come, so that all start again.
   """
   if not (heartbeat := os.environ.get("VDT_HEARTBEAT", "100")).isdigit():
     raise ValueError(f"VDT_HEARTBEAT is {heartbeat!r}: a whole number of seconds")
@@ -40,9 +40,14 @@ def join() -> None:
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
       raise ValueError(f"JAX_NUM_PROCESSES is {count}, JAX_PROCESS_ID {index}: a number, and one below it from 0 on")
     explicit = dict(coordinator_address=address, num_processes=int(count), process_id=int(index))
-    jax.distributed.initialize(**explicit, cluster_detection_method="deactivate", **waits)
-  elif any(several(os.environ[name]) for name, several in SCHEDULED.items() if name in os.environ):
+    waits |= dict(**explicit, cluster_detection_method="deactivate")
+  elif not any(several(os.environ[name]) for name, several in SCHEDULED.items() if name in os.environ):
+    return
+  try:
     jax.distributed.initialize(**waits)
+  except jax.errors.JaxRuntimeError as error:
+    print(f"the other processes of this run were not met: {error}", file=sys.stderr)
+    sys.exit(RESTART)
 
 
 def first() -> bool:
