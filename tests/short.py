@@ -56,7 +56,7 @@ def few():
 
 
 def cluster():
-  two = Arm("two", {"processes": 2, "data.batch_size": 8})
+  two = Arm("two", {"processes": 2})
   return chainit(product(vary("optimizer.lr", [1e-3, 2e-3, 3e-3]), seeds(2)), [two])
 
 
