@@ -24,6 +24,8 @@ BASE = {
   "averages",
   "attempts",
   "paired",
+  "halving",
+  "slurm",
 }
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},

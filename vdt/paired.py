@@ -47,8 +47,8 @@ def compare(base: Float[np.ndarray, " n"], arm: Float[np.ndarray, " n"]) -> Effe
   if count >= FEW and error:
     width = max(width, bootstrap_t(differences))
   power = stats.t.ppf(0.8, count - 1)
-  half, least = width * error, (width + power) * error
-  return Effect(mean, mean - half, mean + half, least, gain(base, arm), count)
+  half, least = float(width * error), float((width + power) * error)
+  return Effect(mean, mean - half, mean + half, least, float(gain(base, arm)), count)
 
 
 def bootstrap_t(differences: Float[np.ndarray, " n"]) -> float:
@@ -65,4 +65,4 @@ def gain(base: Float[np.ndarray, "*s n"], arm: Float[np.ndarray, "*s n"]) -> Flo
   apart = base.var(-1, ddof=1) + arm.var(-1, ddof=1)
   together = (arm - base).var(-1, ddof=1)
   with np.errstate(divide="ignore", invalid="ignore"):
-    return np.divide(apart, together)[()]
+    return np.asarray(apart / together)

@@ -1,0 +1,69 @@
+r"""What pairing runs by seed is worth, and whether equal arms are told apart.
+
+  vdt sweep --config experiments/ablations.py:short --arms pairing --workdir runs/pairing --workers 2
+  vdt compare runs/pairing
+  python experiments/benchmarks/pairing.py runs/pairing
+
+For each ablation: the variance of its effect if runs were not paired, over its variance as they are, with a 95 %
+interval from a bootstrap over pairs of runs. And of the runs that differ in their seed alone, drawn 100 times as two
+arms: how often the comparison says that they do not differ.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from vdt import paired
+
+METRICS = ("loss/generation/mean", "loss/prediction/mean", "train/loss")
+RESAMPLES, DRAWS, SIZES = 9_999, 100, (3, 8, 16)
+OUT = Path(__file__).parent / "results" / "pairing.json"
+
+
+def read(path):
+  """Arm to metric to values, in the order of seeds."""
+  with path.open() as file:
+    rows = sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
+  arms = dict.fromkeys(row["arm"] for row in rows)
+  return {
+    arm: {name: np.array([float(row[name]) for row in rows if row["arm"] == arm]) for name in METRICS} for arm in arms
+  }
+
+
+def ratio(base, arm):
+  """The gain with its interval."""
+  index = np.random.default_rng(0).integers(0, len(base), (RESAMPLES, len(base)))
+  gains = paired.gain(base[index], arm[index])
+  low, high = np.nanquantile(gains, [0.025, 0.975])
+  return {"gain": float(paired.gain(base, arm)), "low": float(low), "high": float(high), "pairs": len(base)}
+
+
+def equal(values, size):
+  """How many of DRAWS draws of two arms of `size` runs do not differ."""
+  rng, count = np.random.default_rng(0), 0
+  for _ in range(DRAWS):
+    chosen = rng.permutation(len(values))[: 2 * size]
+    count += not paired.compare(values[chosen[:size]], values[chosen[size:]]).differs
+  return count
+
+
+def main(folder):
+  arms = read(Path(folder) / "values.csv")
+  base, again = arms.pop("base"), arms.pop("again")
+  found = {"gain": {}, "equal": {}}
+  for arm, values in arms.items():
+    found["gain"][arm] = {name: ratio(base[name], values[name]) for name in METRICS}
+    for name, each in found["gain"][arm].items():
+      print(f"{arm:10} {name:22} unpaired / paired {each['gain']:8.3g} ({each['low']:.3g}, {each['high']:.3g})")
+  for size in SIZES:
+    whole = {name: np.concatenate([base[name], again[name]]) for name in METRICS}
+    found["equal"][size] = {name: equal(values, size) for name, values in whole.items()}
+    print(f"two equal arms of {size} runs do not differ, of {DRAWS} draws: {found['equal'][size]}")
+  OUT.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])
