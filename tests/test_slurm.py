@@ -13,7 +13,7 @@ from test_sweep import EXPERIMENT, children, job_folders, table, until
 from vdt import attempts, cli, slurm
 from vdt.attempts import CANCELLED, DONE, LOST, PREEMPTED, RUNNING
 
-FIELDS = {"steps": 300, "log_every": 2, "save_every": 20, "data.batch_size": 8}
+FIELDS = {"steps": 200, "log_every": 2, "save_every": 20, "data.batch_size": 8}
 
 
 def sweep(folder, data_dir, *more, **fields):

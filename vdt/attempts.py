@@ -114,10 +114,11 @@ def held(path: Path, seconds: float = 0.0) -> Iterator[bool]:
 
 
 def tail(folder: Path, count: int = 6) -> list[str]:
-  """The last lines that a job printed, without progress bars."""
+  """The last lines that a job printed, as a terminal would show them: of a progress bar its last state."""
   path = folder / "log.txt"
   text = path.read_bytes()[-20_000:].decode(errors="replace") if path.exists() else ""
-  return [line for line in text.split("\n") if line.strip() and "\r" not in line][-count:]
+  lines = [line.rstrip("\r").rpartition("\r")[2].strip() for line in text.split("\n")]
+  return [line for line in lines if line][-count:]
 
 
 def run(folder: Path, cores: list[int] | None = None, here: bool = True) -> str:

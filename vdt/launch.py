@@ -157,9 +157,9 @@ def local(folders: list[Path], workers: int) -> None:
 def detach(folder: Path) -> None:
   """Starts a job on this machine, and leaves it to itself."""
   attempts.note(folder, "submit", backend="local")
-  command = [sys.executable, "-m", "vdt.attempts", str(folder)]
-  quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  subprocess.Popen(command, start_new_session=True, **quiet)
+  command = ["setsid", "--fork", sys.executable, "-m", "vdt.attempts", str(folder)]
+  quiet = subprocess.DEVNULL
+  subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, check=True)
 
 
 def cancel(folder: Path) -> str:
