@@ -1,18 +1,24 @@
 """Sweeps: the arms that an experiment yields, which of them are one, and what becomes of them when processes die."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import short
 
-from vdt import attempts, cli, sweep
+from data_pipelines.clips import Clips
+from vdt import attempts, checkpoint, cli, sweep, train
 from vdt.attempts import DONE, FAILED, LOST, PREEMPTED
+from vdt.diffusion import RectifiedFlow
 from vdt.sweep import BASE, Arm, chainit, product, seeds, vary, zipit
 
 EXPERIMENT = f"{short.ROOT}/tests/short.py"
@@ -79,16 +85,11 @@ def test_arms_are_typed(change, message, tmp_path, data_dir):
 
 
 def test_the_fingerprint_is_of_the_data(tmp_path, data_dir):
-  import dataclasses
-  import shutil
-
   data = short.get_config().data
   data = dataclasses.replace(data, data_dir=data_dir)
   data.prepare()
   copy = tmp_path / "copy"
   shutil.copytree(data.directory, copy)
-  from data_pipelines.clips import Clips
-
   same = Clips(name="copy", frames=8, size=(16, 16), batch_size=8, data_dir=str(tmp_path))
   before = same.fingerprint()
   assert before == Clips(name="copy", frames=8, size=(16, 16), batch_size=8, data_dir=str(tmp_path)).fingerprint()
@@ -96,6 +97,45 @@ def test_the_fingerprint_is_of_the_data(tmp_path, data_dir):
   info["description"] = "another"
   (copy / "dataset_info.json").write_text(json.dumps(info))
   assert Clips(name="copy", frames=8, size=(16, 16), batch_size=8, data_dir=str(tmp_path)).fingerprint() != before
+
+
+@dataclasses.dataclass
+class Seen(RectifiedFlow):
+  """Notes what a step is made of."""
+
+  notes: list = dataclasses.field(default_factory=list)
+
+  def losses(self, denoise, x0, noise, t, cond):
+    jax.debug.callback(
+      lambda *what: self.notes.append([np.asarray(each) for each in what]), x0, noise, t, *cond.values()
+    )
+    return super().losses(denoise, x0, noise, t, cond)
+
+
+def test_arms_of_one_seed_are_paired(data_dir):
+  """At any step they see the same clips, noise, times, masks and dropped conditions; another seed sees others."""
+  seen = {}
+  differences = [{"optimizer.lr": 1e-2}, {"model.pattern": (("joint",),), "model.width": 32}]
+  for arm in chainit(product(differences, seeds(1)), seeds(1, first=1)):
+    given = [f"--config={EXPERIMENT}", f"--config.data.data_dir={data_dir}"]
+    config, _ = cli.parse(given + [f"--{k}={v}" for k, v in sweep.flags(arm.changes).items()], cli.flags.FlagValues())
+    config.diffusion = Seen()
+    _, network = config.build()
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    optimizer = config.optimizer.build()
+    state = checkpoint.new_state(network, optimizer, 0, init_key)
+    update = jax.jit(train.make_update(config, network, optimizer, train_key))
+    for step in range(2):
+      batch = {name: config.data.batch(step)[name] for name in ("video", "label")}
+      state, _ = update(state, {**batch, "stop": np.zeros(8, np.int32)})
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    seen.setdefault(arm.seed, []).append(config.diffusion.notes)
+  first, second = seen[0]
+  assert len(first) == 2
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  one, other = first[0], seen[1][0][0]
+  assert all((a != b).any() for a, b in zip(one[:3], other[:3])), "clips, noise and times of another seed are others"
 
 
 def begin(folder, data_dir, arms, steps=120):
