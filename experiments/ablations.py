@@ -1,8 +1,8 @@
 r"""What is worth its cost? Ablations of the attention layout, and of how ablations are read.
 
-  vdt sweep --config experiments/ablations.py:tiny --workdir runs/layouts --workers 2
+  vdt sweep --config experiments/ablations.py --workdir runs/layouts --workers 2
   vdt compare runs/layouts
-  vdt sweep --config experiments/ablations.py:short --arms pairing --workdir runs/pairing --workers 2
+  vdt sweep --config experiments/ablations.py --arms pairing --workdir runs/pairing --workers 2
 
 Variants: full (16 frames of 64 x 64, for an accelerator), tiny (8 frames of 16 x 16, a ball under gravity, minutes on a
 CPU core), short (the same with less of everything, for studies of many runs).
@@ -62,7 +62,7 @@ def sweep():
     layout("joint", 3, ("joint",)),
     layout("no time", 4, ("space",)),
   ]
-  return product(layouts, seeds(3))
+  return product([Arm("", {"variant": "tiny"})], layouts, seeds(3))
 
 
 def pairing():
@@ -73,4 +73,5 @@ def pairing():
     vary("model.pattern", joint=(("joint",),)),
     vary("ema", [0.95]),
   )
-  return chainit(product(arms, seeds(16)), product([Arm("again")], seeds(16, first=16)))
+  runs = chainit(product(arms, seeds(16)), product([Arm("again")], seeds(16, first=16)))
+  return product([Arm("", {"variant": "short"})], runs)

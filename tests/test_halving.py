@@ -33,6 +33,7 @@ def test_the_worse_are_stopped(tmp_path):
   states = {trial.user_attrs["job"]: trial.state.name for trial in good.study.trials}
   assert states == {"good": "COMPLETE", "bad": "PRUNED", "better": "RUNNING"}
   good.end(DONE)
+  assert not Halving(*job(tmp_path, "bad", [2.0])).hopeless(), "what is over may be run again, if somebody says so"
 
 
 @pytest.mark.parametrize("text", ["loss", "loss:0:3", "loss:10:1", "loss:a:b"])

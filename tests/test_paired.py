@@ -39,6 +39,8 @@ def test_gain_and_edges():
   assert alike.mean == alike.low == alike.high == 0 and not alike.differs
   shifted = paired.compare(np.arange(5.0), np.arange(5.0) + 0.5)
   assert shifted.differs and shifted.low == shifted.high == 0.5, "what is the same in every pair is known"
+  rounded = paired.compare(np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.3, 0.4, 0.5]) + 0.1)
+  assert rounded.differs and rounded.detectable == 0, "also but for rounding"
   single = paired.compare(np.ones(1), np.zeros(1))
   assert single.mean == -1 and np.isnan(single.low) and not single.differs
   with pytest.raises(ValueError, match="pairs"):

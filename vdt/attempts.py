@@ -87,9 +87,12 @@ def notes(folder: Path) -> list[dict[str, Any]]:
 
 def state(folder: Path) -> str:
   """Where a job stands. Who holds its lock runs it; one that was started and has no end was lost."""
-  with held(folder / LOCK) if (folder / LOCK).exists() else contextlib.nullcontext(True) as ours:
-    if not ours:
-      return RUNNING
+  if (folder / LOCK).exists():
+    with open(folder / LOCK) as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may look at the same time
+      except BlockingIOError:
+        return RUNNING
   last = next((line for line in reversed(notes(folder)) if line["what"] != "cancel"), {"what": WAITING})
   if last["what"] == "submit":
     return QUEUED if last.get("job") else WAITING
@@ -125,22 +128,27 @@ def run(folder: Path, cores: list[int] | None = None, here: bool = True) -> str:
   """Runs the job in `folder` to its end, through preemptions and, `retries` times, losses; returns its state.
 
   A SIGTERM or SIGINT is handed on, and what it ends is not started again. cores: those the job may use. here: whether
-  it may be started again on this machine; else it comes back as PREEMPTED or LOST. One of several tasks of Slurm runs
-  one process of the job, and the first of them writes. RUNNING comes back where another runs the job, and goes on to.
+  all its processes, and later attempts, are on this machine; else this is a task of Slurm's, runs one of them, once, and
+  comes back with PREEMPTED or LOST. The first task writes. RUNNING comes back where another runs the job, and goes on to;
+  what another brought to its end meanwhile is not run again.
   """
-  job, first = Job.read(folder), os.environ.get("SLURM_PROCID", "0") == "0"
-  write = note if first else lambda *_, **__: None
+  job, first = Job.read(folder), here or os.environ["SLURM_PROCID"] == "0"
   with held(folder / LOCK, 300) if first else contextlib.nullcontext(True) as ours, Hand() as hand:
     if not ours:
       return RUNNING
+    lines = [line["what"] for line in notes(folder)]
+    if first and lines and lines[-1] in OVER:
+      return lines[-1]
     while True:
-      write(folder, "start", host=socket.gethostname(), pid=os.getpid(), job=os.environ.get("SLURM_JOB_ID"))
-      ended = attempt(folder, job, hand, cores)
+      if first:
+        note(folder, "start", host=socket.gethostname(), pid=os.getpid(), job=os.environ.get("SLURM_JOB_ID"))
+      ended = attempt(folder, job, hand, cores, here, first)
       lines = notes(folder)
       started = max((number for number, line in enumerate(lines) if line["what"] == "start"), default=0)
       if ended != DONE and any(line["what"] == "cancel" for line in lines[started:]):
         ended = CANCELLED
-      write(folder, ended)
+      if first or ended == FAILED:
+        note(folder, ended)
       if ended in OVER or hand.signal or not here or exhausted(folder, job):
         return ended
 
@@ -152,23 +160,28 @@ def exhausted(folder: Path, job: Job) -> bool:
   return lines[since:].count(LOST) > job.retries
 
 
-def attempt(folder: Path, job: Job, hand: "Hand", cores: list[int] | None) -> str:
-  """Starts the job's processes once, waits for them, and says what became of them."""
+def attempt(folder: Path, job: Job, hand: "Hand", cores: list[int] | None, here: bool, first: bool) -> str:
+  """Starts the job's processes once, waits for them, and says what became of them.
+
+  A process also ends with 77 if it hung, or missed another: without a signal, and nothing new saved, that is LOST.
+  """
+  halving = None
+  if job.halving and first:
+    from vdt.halving import Halving
+
+    halving = Halving(folder, job)
+  stood = saved(folder)
   with held(folder / ".lock", 300) as ours:  # a run that lost its parent saves, and ends
     if not ours:
       return LOST
-  several = "SLURM_PROCID" not in os.environ and job.processes > 1
-  environments = apart(job.processes) if several else [{}]
+  environments = apart(job.processes) if here and job.processes > 1 else [{}]
+  inherited = {name: value for name, value in os.environ.items() if not (here and name == "SLURM_NTASKS")}
   with (folder / "log.txt").open("ab") as log:
     for each in environments:
-      environment = {**COMPILED, "JAX_COMPILATION_CACHE_DIR": str(folder.parent / ".compiled"), **os.environ, **each}
+      environment = {**COMPILED, "JAX_COMPILATION_CACHE_DIR": str(folder.parent / ".compiled"), **inherited, **each}
       options = dict(stdout=log, stderr=log, env=environment, cwd=job.cwd)
       hand.start([sys.executable, "-m", "vdt.cli", *job.command], cores, **options)
-    halving, stopped, looked = None, False, time.monotonic()
-    if job.halving:
-      from vdt.halving import Halving
-
-      halving = Halving(folder, job)
+    stopped, looked = False, time.monotonic()
     while any(process.poll() is None for process in hand.processes):
       time.sleep(0.2)
       if halving and not stopped and time.monotonic() - looked > 1:
@@ -178,9 +191,17 @@ def attempt(folder: Path, job: Job, hand: "Hand", cores: list[int] | None) -> st
   codes = [process.returncode for process in hand.processes]
   hand.processes.clear()
   ended = STOPPED if stopped and {*codes} == {RESTART} else kind(codes)
+  if ended == PREEMPTED and not hand.signal and saved(folder) <= stood:
+    ended = LOST
   if halving:
     halving.end(ended)
   return ended
+
+
+def saved(folder: Path) -> int:
+  """The newest step of which there is a checkpoint, or -1."""
+  names = [path.name for path in (folder / "checkpoints").glob("*")]
+  return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
 def apart(count: int) -> list[dict[str, str]]:

@@ -258,6 +258,10 @@ def compare(rest: list[str]) -> None:
 def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[pathlib.Path]:
   """The folders that a command line names, with its flags taken by `values`. ValueError if there are none."""
   values = flags.FlagValues() if values is None else values
+  if any(flag.lstrip("-") in ("help", "h") for flag in rest):
+    print("  DIR ...: folders of sweeps, or workdirs of runs")
+    print(values.get_help())
+    sys.exit(0)
   named = [pathlib.Path(each) for each in values(["vdt", *rest])[1:]]
   if not named or (missing := [str(each) for each in named if not each.is_dir()]):
     raise ValueError(f"no folder {missing[0]}" if named else "name a folder: that of a sweep, or a run's workdir")
@@ -320,7 +324,7 @@ def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
 
 
 def pairs(rest: list[str]) -> dict[str, str]:
-  """Flags written --name=value or --name value, by name; every flag of ours takes a value."""
+  """Flags written --name=value or --name value, by name; all but SWITCHES take a value."""
   found, left = {}, list(rest)
   while left:
     flag = left.pop(0)

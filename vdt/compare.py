@@ -63,6 +63,8 @@ def load(folders: list[Path], align: str) -> tuple[list[Run], list[str]]:
     arms = [{"name": folder.name, "seed": None, "folder": "."}]
     if (folder / sweep.NAME).exists():
       arms = sweep.read(folder)
+    if len(folders) > 1 and (folder / sweep.NAME).exists():
+      arms = [{**arm, "name": f"{folder.name}/{arm['name']}"} for arm in arms]
     for arm in arms:
       where = folder / arm["folder"]
       job = (where / "job.json").exists()
@@ -141,8 +143,9 @@ def run(folders: list[Path], base: str | None, align: str, out: Path) -> None:
     raise ValueError(f"no finished run in {', '.join(map(str, folders))}: {'; '.join(left) or 'nothing there'}")
   arms = Arms.of(runs, base)
   names = {name for run in runs for row in run.rows for name in row if "/" in name}
-  if gone := sorted({name.split("/")[0] for name in names - {*next(iter(arms.values.values()))[0][1]}}):
-    left.append(f"{', '.join(gone)} of some arms, which have no value up to then: give these evals an `every`")
+  there = set.intersection(*({*values} for runs in arms.values.values() for _, values in runs))
+  if gone := sorted({name.split("/")[0] for name in names - there}):
+    left.append(f"some of {', '.join(gone)}, which not all arms have by then: give these evals an `every`")
   out.mkdir(parents=True, exist_ok=True)
   (out / "values.csv").write_text(values_csv(arms))
   rows = effects(arms)
@@ -257,7 +260,8 @@ def bins(arms: Arms, by_column: dict[str, list[dict]]) -> dict[str, dict[str, di
 def curves(runs: list[Run], align: str) -> str:
   """The training loss, and the means of validation losses, of each arm, averaged over its runs; as one picture."""
   means = [name for name in runs[0].rows[-1] if name.endswith("/mean")]
-  names = ["loss", *[name for name in means if sum(name in row for row in runs[0].rows) > 1]]
+  often = lambda name: all(sum(name in row for row in run.rows) > 1 for run in runs)
+  names = ["loss", *[name for name in means if often(name)]]
   figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
   for plot, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
     for arm in dict.fromkeys(run.arm for run in runs):

@@ -44,6 +44,7 @@ class Halving:
     self.folder, self.metric, self.states = folder, job.halving["metric"], optuna.trial.TrialState
     self.study = study(folder.parent, job.halving)
     known = [trial for trial in self.study.trials if trial.user_attrs.get("job") == job.identity]
+    known = [trial for trial in known if not trial.state.is_finished()]  # what failed, say, begins anew
     self.trial = optuna.trial.Trial(self.study, known[-1]._trial_id) if known else self.study.ask()
     self.trial.set_user_attr("job", job.identity)
     self.reported = max(known[-1].intermediate_values, default=0) if known else 0

@@ -27,12 +27,13 @@ def claim(folder: Path) -> Iterator[None]:
   """Makes `folder`, and keeps other sweeps out of it. ValueError if one is there, OSError if it cannot be written."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with attempts.held(folder / ".sweep.lock") as ours:
-      if not ours:
-        raise ValueError(f"another sweep runs in {folder}: wait for it, or name another --workdir")
-      yield
-  except PermissionError as error:
+    (folder / ".sweep.lock").touch()
+  except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror}): name another --workdir") from error
+  with attempts.held(folder / ".sweep.lock") as ours:
+    if not ours:
+      raise ValueError(f"another sweep runs in {folder}: wait for it, or name another --workdir")
+    yield
 
 
 @dataclasses.dataclass
@@ -119,6 +120,18 @@ def unfinished(folders: list[Path]) -> list[Path]:
   ]
 
 
+def another(plan: Plan) -> list[Path]:
+  """The folder of a run that was launched before with another config, or other data, and is to be run again.
+
+  ValueError if it still runs, or waits in a queue.
+  """
+  if not (plan.folder / "job.json").exists() or Job.read(plan.folder).identity == plan.job.identity:
+    return []
+  if (state := attempts.state(plan.folder)) in (RUNNING, QUEUED):
+    raise ValueError(f"another run is {state} in {plan.folder}: cancel it, or name another --workdir")
+  return [plan.folder] if state in (DONE, STOPPED) else []
+
+
 def place(folder: Path) -> tuple[str, str]:
   """The backend that a job was last given to, and what that calls it; "" for none."""
   last = next((line for line in reversed(attempts.notes(folder)) if line["what"] == "submit"), {})
@@ -150,6 +163,10 @@ def local(folders: list[Path], workers: int) -> None:
           command = [sys.executable, "-m", "vdt.attempts", str(folder), ",".join(map(str, shares[share]))]
           running[share] = (folder, hand.start(command))
       time.sleep(0.2)
+    if failed := [Job.read(folder).name for folder in folders if attempts.state(folder) in (FAILED, LOST)]:
+      raise ValueError(
+        f"{len(failed)} of {len(folders)} runs failed ({', '.join(failed)}): mend them, and run it again"
+      )
     if hand.signal:
       sys.exit(attempts.RESTART if hand.signal == 15 else attempts.INTERRUPTED)
 
@@ -168,16 +185,18 @@ def cancel(folder: Path) -> str:
   last = next((line for line in reversed(lines) if line["what"] == "start"), {})
   if state in OVER:
     return f"{state} already"
-  attempts.note(folder, "cancel")
   backend, job = place(folder)
-  if backend == "slurm":
-    slurm.cancel(job)
-  elif backend == "gke":
-    namespace, name = job.split("/")
-    subprocess.run(["kubectl", "delete", "jobset", name, f"--namespace={namespace}"], check=True)
-  elif state == RUNNING and last["host"] != socket.gethostname():
+  far = {"slurm": ["scancel", job], "gke": ["kubectl", "delete", "jobset", job.split("/")[-1]]}.get(backend)
+  if backend == "gke":
+    far.append(f"--namespace={job.split('/')[0]}")
+  if far and not shutil.which(far[0]):
+    raise ValueError(f"there is no {far[0]} here: cancel {job} where there is")
+  if not far and state == RUNNING and last["host"] != socket.gethostname():
     raise ValueError(f"{folder} runs on {last['host']}: cancel it there")
-  elif state == RUNNING:
+  if far and (asked := subprocess.run(far, capture_output=True, text=True)).returncode:
+    raise ValueError(f"{shlex.join(far)}: {' '.join(asked.stderr.split())}")
+  attempts.note(folder, "cancel")  # before the job can end by it: Slurm waits, and so do we
+  if not far and state == RUNNING:
     os.kill(last["pid"], signal.SIGTERM)
   if state != RUNNING:
     attempts.note(folder, CANCELLED)
@@ -208,7 +227,7 @@ def jobs(folders: list[Path], arm: str | None = None) -> dict[str, Path]:
   for folder in folders:
     arms = sweep.read(folder) if (folder / sweep.NAME).exists() else [{"folder": "."}]
     for each in dict.fromkeys(folder / arm["folder"] for arm in arms):
-      found[Job.read(each).name] = each
+      found[f"{folder.name}/" * (len(folders) > 1) + Job.read(each).name] = each
   if arm and arm not in found:
     raise ValueError(f"no arm {arm!r}: choose from {', '.join(found)}")
   return {arm: found[arm]} if arm else found
@@ -238,9 +257,10 @@ def portable(origin: list[str]) -> list[str]:
 
   ValueError if it is not in there.
   """
-  path = Path(origin[0].partition("=")[2])
+  number = next(number for number, flag in enumerate(origin) if flag.startswith("--config="))
+  path = Path(origin[number].partition("=")[2])
   try:
-    return [f"--config={path.relative_to(Path.cwd())}", *origin[1:]]
+    return [*origin[:number], f"--config={path.relative_to(Path.cwd())}", *origin[number + 1 :]]
   except ValueError:
     raise ValueError(f"{path} is not in {Path.cwd()}, which an image is made of: start from the checkout") from None
 
@@ -250,8 +270,9 @@ def send(folder: Path, plans: list[Plan], backend: Backend) -> None:
   backend.check([plan.config for plan in plans])
   several = (folder,) != tuple(plan.folder for plan in plans)
   with contextlib.nullcontext() if backend.dry else claim(folder):
+    renewed = [] if several or backend.dry else another(plans[0])
     plans = sweep.write(folder if several else None, plans, backend.remote, backend.dry)
-    folders = unfinished([plan.folder for plan in plans])
+    folders = unfinished([plan.folder for plan in plans]) + renewed
     left = [plan for plan in plans if plan.folder in folders]
     print(f"{len(plans)} runs, {len(left)} to go", flush=True)
     if backend.name != "local" or backend.dry:

@@ -43,6 +43,7 @@ def compare(base: Float[np.ndarray, " n"], arm: Float[np.ndarray, " n"]) -> Effe
   if count == 1:
     return Effect(mean, np.nan, np.nan, np.nan, np.nan, 1)
   error = float(differences.std(ddof=1)) / np.sqrt(count)
+  error *= error > 1e-9 * np.abs(differences).max()  # the rest is rounding
   width = stats.t.ppf(0.975, count - 1)
   if count >= FEW and error:
     width = max(width, bootstrap_t(differences))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vdt import attempts
-from vdt.attempts import LOST, OVER, PREEMPTED, RESTART, Job
+from vdt.attempts import FAILED, LOST, OVER, PREEMPTED, RESTART, Job
 
 OPTIONS = {"time": "1440", "nodes": "1", "cpus_per_task": "1"}
 GRACE = 120  # seconds from SIGTERM to the end of a job's time
@@ -52,6 +52,9 @@ def submit(jobs: dict[Path, Job], where: Path, options: dict[str, str], dry: boo
 def parameters(processes: int, options: dict[str, str]) -> dict[str, Any]:
   """submitit's parameters. ValueError where processes do not divide over nodes."""
   known = ("partition", "qos", "mem", "constraint", "account", "exclusive", "gpus_per_node", "array_parallelism")
+  for name in ("time", "nodes", "cpus_per_task", "array_parallelism"):
+    if not options.get(name, "1").isdigit():
+      raise ValueError(f"--slurm {name}={options[name]}: a whole number" + (", of minutes" if name == "time" else ""))
   nodes = int(options["nodes"])
   if processes % nodes:
     raise ValueError(f"{processes} processes do not divide over {nodes} nodes: change `processes`, or nodes")
@@ -75,11 +78,15 @@ def task(folder: str) -> str:
   Ends with SystemExit(77) then, so that submitit takes the job for unfinished.
   """
   ended = attempts.run(Path(folder), here=False)
-  job = name()
-  running = ask(job).get(job) == "RUNNING"  # a cancelled job would rise again
   if ended in (PREEMPTED, LOST) and not attempts.exhausted(Path(folder), Job.read(Path(folder))):
-    if running and os.environ["SLURM_PROCID"] == "0":
-      subprocess.run(["scontrol", "requeue", job], check=True)
+    if os.environ["SLURM_PROCID"] == "0" and attempts.state(Path(folder)) != FAILED:  # by another task
+      job = name()
+      try:
+        cancelled = ask(job).get(job) != "RUNNING"  # it would rise again; one that Slurm queued itself would not mind
+      except ValueError:
+        cancelled = False
+      if not cancelled:
+        subprocess.run(["scontrol", "requeue", job], check=True)
     sys.exit(RESTART)
   if ended not in OVER:
     sys.exit(1)
@@ -94,10 +101,12 @@ def name() -> str:
 
 
 def ask(*jobs: str) -> dict[str, str]:
-  """The state of each job that Slurm still knows, as it calls it."""
+  """The state of each job that Slurm still knows, as it calls it. ValueError if it does not answer."""
   command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T", "-j", ",".join(jobs)]
-  found = subprocess.run(command, capture_output=True, text=True).stdout.split()
-  return dict(line.split("|") for line in found)
+  asked = subprocess.run(command, capture_output=True, text=True)
+  if asked.returncode and "Invalid job id" not in asked.stderr:  # that it says of a single one it has forgotten
+    raise ValueError(f"squeue: {' '.join(asked.stderr.split())}; try again when the cluster answers")
+  return dict(line.split("|") for line in asked.stdout.split())
 
 
 def alive(jobs: list[str]) -> set[str]:
@@ -106,10 +115,3 @@ def alive(jobs: list[str]) -> set[str]:
     raise ValueError(f"there is no squeue here: log in to the cluster that jobs {', '.join(jobs[:3])} were given to")
   over = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
   return {job for job, state in (ask(*jobs).items() if jobs else ()) if state not in over}
-
-
-def cancel(job: str) -> None:
-  """ValueError if there is no Slurm here."""
-  if not shutil.which("scancel"):
-    raise ValueError(f"there is no scancel here: log in to the cluster to cancel job {job}")
-  subprocess.run(["scancel", job], check=True)

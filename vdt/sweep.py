@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from vdt import workdirs
@@ -106,6 +107,7 @@ def flags(changes: dict[str, Any]) -> dict[str, str]:
   """Flags by name, as the command line would have them. ValueError for a value that none can write."""
   found = {}
   for field, value in changes.items():
+    value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, (str, bool, int, float, tuple, list)):
       raise ValueError(
         f"an arm sets {field} to a {type(value).__name__}: give a number, text or tuple, or make a variant of the "

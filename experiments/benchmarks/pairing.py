@@ -27,6 +27,9 @@ def read(path):
   """Arm to metric to values, in the order of seeds."""
   with path.open() as file:
     rows = sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
+  seeds = {arm: [row["seed"] for row in rows if row["arm"] == arm] for arm in {row["arm"] for row in rows}}
+  if any(each != seeds["base"] for arm, each in seeds.items() if arm != "again"):
+    sys.exit(f"not all arms have the same seeds ({seeds}): finish the sweep")
   arms = dict.fromkeys(row["arm"] for row in rows)
   return {
     arm: {name: np.array([float(row[name]) for row in rows if row["arm"] == arm]) for name in METRICS} for arm in arms
