@@ -152,10 +152,10 @@ def begin(folder, data_dir, arms, steps=120):
   return subprocess.Popen(command, env={**os.environ, **ours}, stdout=subprocess.PIPE, text=True)
 
 
-def finish(*args):
+def finish(*args, code=0):
   process = begin(*args)
   out, _ = process.communicate(timeout=900)
-  assert process.returncode == 0, out
+  assert process.returncode == code, out
   return out
 
 
@@ -225,14 +225,14 @@ def test_a_killed_sweep_goes_on(arms, tmp_path, data_dir):
 
 def test_an_error_of_ours_stops_one_arm(tmp_path, data_dir, capsys):
   """The others go on, status shows why, nothing is tried twice, and the mended arm alone is run again."""
-  out = finish(tmp_path / "sweep", data_dir, "broken", 4)
+  out = finish(tmp_path / "sweep", data_dir, "broken", 4, code=1)
   folders = job_folders(tmp_path / "sweep")
   assert [attempts.state(each) for each in folders] == [DONE, FAILED, DONE], out
   assert sum(line["what"] == "start" for line in attempts.notes(folders[1])) == 1
   cli.main(["status", str(tmp_path / "sweep")])
   shown = capsys.readouterr().out
   assert "failed" in shown and "heads" in shown and "Traceback" not in shown.split("heads")[1]
-  assert "3 runs, 1 to go" in finish(tmp_path / "sweep", data_dir, "broken", 4)
+  assert "3 runs, 1 to go" in finish(tmp_path / "sweep", data_dir, "broken", 4, code=1)
   with pytest.raises(SystemExit) as ended:
     cli.main(["compare", str(tmp_path / "none")])
   assert ended.value.code == 1

@@ -128,9 +128,9 @@ def run(folder: Path, cores: list[int] | None = None, here: bool = True) -> str:
   """Runs the job in `folder` to its end, through preemptions and, `retries` times, losses; returns its state.
 
   A SIGTERM or SIGINT is handed on, and what it ends is not started again. cores: those the job may use. here: whether
-  all its processes, and later attempts, are on this machine; else this is a task of Slurm's, runs one of them, once, and
-  comes back with PREEMPTED or LOST. The first task writes. RUNNING comes back where another runs the job, and goes on to;
-  what another brought to its end meanwhile is not run again.
+  all its processes, and later attempts, are on this machine; else this is a task of Slurm's, runs one of them, once,
+  and comes back with PREEMPTED or LOST. The first task writes. RUNNING comes back where another runs the job, and goes
+  on to; what another brought to its end meanwhile is not run again.
   """
   job, first = Job.read(folder), here or os.environ["SLURM_PROCID"] == "0"
   with held(folder / LOCK, 300) if first else contextlib.nullcontext(True) as ours, Hand() as hand:

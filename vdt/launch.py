@@ -163,12 +163,10 @@ def local(folders: list[Path], workers: int) -> None:
           command = [sys.executable, "-m", "vdt.attempts", str(folder), ",".join(map(str, shares[share]))]
           running[share] = (folder, hand.start(command))
       time.sleep(0.2)
-    if failed := [Job.read(folder).name for folder in folders if attempts.state(folder) in (FAILED, LOST)]:
-      raise ValueError(
-        f"{len(failed)} of {len(folders)} runs failed ({', '.join(failed)}): mend them, and run it again"
-      )
     if hand.signal:
-      sys.exit(attempts.RESTART if hand.signal == 15 else attempts.INTERRUPTED)
+      sys.exit(attempts.RESTART if hand.signal == signal.SIGTERM else attempts.INTERRUPTED)
+  if failed := [Job.read(folder).name for folder in folders if attempts.state(folder) in (FAILED, LOST)]:
+    raise ValueError(f"{len(failed)} of {len(folders)} runs failed ({', '.join(failed)}); mended, run the sweep again")
 
 
 def detach(folder: Path) -> None:
