@@ -24,7 +24,7 @@ $(VENV)/.tpu: $(VENV)/.installed
 test: install lint $(VENV)/.tpu
 	$(BIN)/pytest -n 2
 
-test-slow: install
+test-slow: install $(VENV)/.tpu
 	$(BIN)/pytest -m slow
 
 plan: $(VENV)/.tpu

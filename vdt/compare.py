@@ -31,6 +31,7 @@ class Run(NamedTuple):
   seed: int | None
   folder: Path
   config: dict[str, Any]
+  sources: str
   rows: list[dict[str, Any]]
   where: dict[int, float]
 
@@ -60,7 +61,8 @@ def load(folders: list[Path], align: str) -> tuple[list[Run], list[str]]:
   """The finished runs in sweeps' folders and runs' workdirs, and what was left out, with the reason."""
   runs, left = [], []
   for folder in folders:
-    arms = [{"name": folder.name, "seed": None, "folder": "."}]
+    alike = [each.name for each in folders].count(folder.name) > 1
+    arms = [{"name": str(folder) if alike else folder.name, "seed": None, "folder": "."}]
     if (folder / sweep.NAME).exists():
       arms = sweep.read(folder)
     if len(folders) > 1 and (folder / sweep.NAME).exists():
@@ -71,12 +73,13 @@ def load(folders: list[Path], align: str) -> tuple[list[Run], list[str]]:
       if job and (state := attempts.state(where)) != attempts.DONE:
         left.append(f"{arm['name']}, seed {arm['seed']}: {state}")
         continue
-      config, rows = workdirs.read(str(where))["config"], read_rows(str(where))
+      content, rows = workdirs.read(str(where)), read_rows(str(where))
+      config, sources = content["config"], content["environment"].get("sources", "")
       logged = [row for row in rows if "loss" in row]
       if not logged or logged[-1]["step"] < config["steps"]:
         left.append(f"{where.name}: at step {logged[-1]['step'] if logged else 0} of {config['steps']}")
         continue
-      runs.append(Run(arm["name"], arm["seed"], where, config, rows, axis(logged, align)))
+      runs.append(Run(arm["name"], arm["seed"], where, config, sources, rows, axis(logged, align)))
   return runs, left
 
 
@@ -116,11 +119,15 @@ class Arms(NamedTuple):
     common = [name for name in each[0] if all(name in values for values in each)]
     return [name for name in common if len({values[name] for values in each}) > 1]
 
+  def common(self, arm: str) -> list[int]:
+    """The seeds that the base and the arm have both."""
+    other = [seed for seed, _ in self.values[arm]]
+    return [seed for seed, _ in self.values[self.base] if seed is not None and seed in other]
+
   def pairs(self, arm: str, column: str) -> tuple[np.ndarray, np.ndarray]:
     """The base's values and the arm's, by seed; by place, where they have no seed in common."""
     base, other = self.values[self.base], self.values[arm]
-    common = [seed for seed, _ in base if seed is not None and seed in [each for each, _ in other]]
-    if common:
+    if common := self.common(arm):
       pick = lambda runs: [dict(runs)[seed][column] for seed in common]
     else:
       count = min(len(base), len(other))
@@ -216,7 +223,9 @@ def page(runs: list[Run], left: list[str], arms: Arms, align: str) -> str:
     counts={name: [str(seed) for seed, _ in found] for name, found in arms.values.items()},
     left=left,
     groups=groups,
-    count=sum(len(found) for group in groups.values() for found in group.values()),
+    count=sum(row["pairs"] > 1 for group in groups.values() for found in group.values() for row in found),
+    unpaired=[name for name in arms.others if not arms.common(name)],
+    sources=sorted({run.sources for run in runs}),
     differ=sum(row["differs"] for group in groups.values() for each in group.values() for row in each),
     bins=bins(arms, by_column),
     curves=curves(runs, align),

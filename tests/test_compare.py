@@ -1,0 +1,97 @@
+"""Comparisons of runs whose figures are known."""
+
+import csv
+import json
+
+import pytest
+
+from vdt import cli
+
+
+def run(folder, seed=None, steps=100, flops=1.0, rate=1.0, shift=0.0, evals=("loss", "late"), depth=2):
+  """A finished run: a loss that falls by the step, an eval every 50 steps, and one at the end alone."""
+  folder.mkdir(parents=True)
+  config = {"steps": steps, "seed": seed or 0, "model": {"depth": depth}}
+  content = {"origin": [], "config": config, "environment": {"sources": "a"}}
+  (folder / "config.json").write_text(json.dumps(content))
+  rows = []
+  for step in range(10, steps + 1, 10):
+    timings = {"step_time": rate, "flops_per_second": flops / rate, "utilisation": 0.5}
+    rows.append({"step": step, "loss": 100.0 + shift + (seed or 0) - 0.1 * step, "grad_norm": 1.0, **timings})
+    if step % 50 == 0 and "loss" in evals:
+      held_out = {f"loss/generation/{name}": step + shift for name in ("t=0.25", "t=0.75", "mean")}
+      rows.append({"step": step, **held_out, "loss/generation/real": 7.0})
+  if "late" in evals:
+    rows.append({"step": steps, "late/score/samples": 1.0 + shift})
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return folder
+
+
+def sweep(folder, arms, seeds=3, **fields):
+  rows = []
+  for name, more in arms.items():
+    for seed in range(seeds):
+      run(folder / f"{name}{seed}", seed, **{**fields, **more})
+      rows.append({"name": name, "seed": seed, "folder": f"{name}{seed}", "identity": "", "changes": {}})
+  (folder / "sweep.json").write_text(json.dumps({"arms": rows}))
+  return folder
+
+
+def effects(folder, *options):
+  cli.main(["compare", str(folder), *options])
+  with (folder / "effects.csv").open() as file:
+    return {(row["metric"], row["arm"]): row for row in csv.DictReader(file)}, (folder / "compare.html").read_text()
+
+
+def test_effects_and_page(tmp_path):
+  """What the seeds share is no noise; controls that are the same everywhere are no metric; the page stands alone."""
+  rows, page = effects(sweep(tmp_path / "s", {"base": {}, "more": {"shift": 0.5, "depth": 4}}))
+  row = rows["train/loss", "more"]
+  assert float(row["mean"]) == pytest.approx(0.5) and row["differs"] == "True" and row["pairs"] == "3"
+  assert float(row["high"]) - float(row["low"]) < 1e-6
+  assert float(rows["late/score/samples", "more"]["mean"]) == pytest.approx(0.5)
+  assert not any("real" in metric for metric, _ in rows)
+  assert "model.depth" in page and "t=0.75" in page and "data:image/svg+xml" in page and 'src="http' not in page
+  assert "nan" not in page
+
+
+def test_at_equal_cost(tmp_path):
+  """An arm that costs twice as much a step is compared at its end with where the other has done as much."""
+  folder = sweep(tmp_path / "s", {"dear": {"steps": 50, "flops": 2.0, "rate": 4.0}, "cheap": {}})
+  rows, _ = effects(folder, "--align=flops")
+  row = rows["loss/generation/mean", "cheap"]
+  assert float(row["base"]) == 50 and float(row["value"]) == 100
+  rows, page = effects(folder, "--align=hours")
+  assert not any(metric.startswith("loss") for metric, _ in rows), "the dear arm has no eval in the cheap one's hours"
+  assert "some of late, loss" in page
+  assert float(rows["train/loss", "cheap"]["base"]) > float(rows["train/loss", "cheap"]["value"])
+
+
+def test_between_evals(tmp_path):
+  folder = sweep(tmp_path / "s", {"dear": {"steps": 100, "flops": 0.75}, "cheap": {"steps": 100}})
+  rows, page = effects(folder, "--align=flops")
+  row = rows["loss/generation/mean", "cheap"]
+  assert float(row["base"]) == 100 and float(row["value"]) == pytest.approx(75), "a line from 50 to 100"
+  assert not any(metric.startswith("late") for metric, _ in rows) and "some of late" in page
+
+
+def test_two_sweeps_stay_two(tmp_path):
+  one, two = sweep(tmp_path / "one", {"base": {}}), sweep(tmp_path / "two", {"base": {"shift": 1.0}})
+  cli.main(["compare", str(one), str(two), f"--out={tmp_path}"])
+  text = (tmp_path / "effects.csv").read_text()
+  assert "two/base" in text and ",3,True" in text
+
+
+def test_runs_without_a_sweep(tmp_path):
+  """Single runs have no interval; evals that one of them lacks are left out, and said to be."""
+  one, two = run(tmp_path / "one"), run(tmp_path / "two", shift=1.0, evals=("loss",))
+  cli.main(["compare", str(one), str(two), f"--out={tmp_path}"])
+  page = (tmp_path / "compare.html").read_text()
+  assert "some of late" in page and "(" not in (tmp_path / "effects.md").read_text().split("\n")[2]
+
+
+@pytest.mark.parametrize("options, message", [([], "nothing to compare"), (["--base=other"], "other")])
+def test_refusals(options, message, tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["compare", str(run(tmp_path / "one")), *options])
+  assert message in capsys.readouterr().err
