@@ -2,7 +2,7 @@ r"""What pairing runs by seed is worth, and whether equal arms are told apart.
 
   vdt sweep --config experiments/ablations.py:short --arms pairing --workdir runs/pairing --workers 2
   vdt compare runs/pairing
-  python experiments/benchmarks/pairing.py runs/pairing
+  python experiments/benchmarks/pairing.py runs/pairing  # or experiments/results/pairing
 
 For each ablation: the variance of its effect if runs were not paired, over its variance as they are, with a 95 %
 interval from a bootstrap over pairs of runs. And of the runs that differ in their seed alone, drawn 100 times as two
@@ -58,7 +58,8 @@ def main(folder):
   base, again = arms.pop("base"), arms.pop("again")
   found = {"gain": {}, "equal": {}}
   for arm, values in arms.items():
-    found["gain"][arm] = {name: ratio(base[name], values[name]) for name in METRICS}
+    differ = [name for name in METRICS if (base[name] != values[name]).any()]  # an average does not touch training
+    found["gain"][arm] = {name: ratio(base[name], values[name]) for name in differ}
     for name, each in found["gain"][arm].items():
       print(f"{arm:10} {name:22} unpaired / paired {each['gain']:8.3g} ({each['low']:.3g}, {each['high']:.3g})")
   for size in SIZES:
