@@ -6,8 +6,8 @@ r"""What is worth its cost? Ablations of the attention layout, and of how ablati
 
 Measured (experiments/results/layouts, three seeds): at equal cost the sequential layout is the best of those that see
 time (object intact 0.97, interleaved 0.84, joint 0.94; trajectory residual 0.30, 0.35, 0.40 px), and without time
-attention flicker is three times as high and no trajectory is left (1.59 px). Pairing runs by seed is worth six to seven times as
-many runs in the held-out loss of two such ablations (experiments/results/pairing).
+attention flicker is three times as high and no trajectory is left (1.59 px). Pairing runs by seed is worth six to
+seven times as many runs in the held-out loss of two such ablations (experiments/results/pairing).
 
 Variants: full (16 frames of 64 x 64, for an accelerator), tiny (8 frames of 16 x 16, a ball under gravity, minutes on a
 CPU core), short (the same with less of everything, for studies of many runs).
