@@ -61,7 +61,7 @@ def cluster():
 
 
 def broken():
-  yield from ({"optimizer.lr": 1e-3}, {"model.heads": 3}, {"optimizer.lr": 3e-3})
+  yield from ({"optimizer.lr": 1e-3}, {"init_from": "nowhere"}, {"optimizer.lr": 3e-3})
 
 
 def eight():

@@ -252,6 +252,7 @@ def compare(rest: list[str]) -> None:
   named = folders(rest, values)
   from vdt import compare as program
 
+  named = list(dict.fromkeys(folder.resolve() for folder in named))
   program.run(named, values.base, values.align, pathlib.Path(values.out or named[0]))
 
 

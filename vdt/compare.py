@@ -107,7 +107,7 @@ class Arms(NamedTuple):
     names = list(dict.fromkeys(run.arm for run in runs))
     base = base or names[0]
     if base not in names or len(names) < 2:
-      raise ValueError(f"nothing to compare with base {base!r}: the finished arms are {', '.join(names)}")
+      raise ValueError(f"nothing to compare with {base!r}; finished arms, of which it takes two: {', '.join(names)}")
     budget = min(run.end for run in runs)
     return cls(
       base, budget, {name: [(run.seed, run.values(budget)) for run in runs if run.arm == name] for name in names}

@@ -272,13 +272,17 @@ def send(folder: Path, plans: list[Plan], backend: Backend) -> None:
     plans = sweep.write(folder if several else None, plans, backend.remote, backend.dry)
     folders = unfinished([plan.folder for plan in plans]) + renewed
     left = [plan for plan in plans if plan.folder in folders]
-    print(f"{len(plans)} runs, {len(left)} to go", flush=True)
+    if several:
+      print(f"{len(plans)} runs, {len(left)} to go", flush=True)
     if backend.name != "local" or backend.dry:
       print(submit(left, backend, folder))
     elif several:
       local([plan.folder for plan in left], backend.workers)
     else:
       for plan in left:
-        detach(plan.folder)
+        if attempts.state(plan.folder) == RUNNING:
+          print(f"{plan.folder} runs already")
+        else:
+          detach(plan.folder)
   if not backend.dry:
     print(f"vdt status {folder}")

@@ -12,7 +12,7 @@ FEW = 5
 
 
 class Effect(NamedTuple):
-  """mean: of the differences. low, high: 95 % interval. detectable: what so many pairs find in four of five studies.
+  """mean: of the differences. low, high: 95 % interval. detectable: what so many pairs find in about 4 of 5 studies.
 
   gain: the variance of the effect if the runs were not paired, over its variance as they are; nan where both are zero.
   """

@@ -51,16 +51,17 @@ def submit(jobs: dict[Path, Job], where: Path, options: dict[str, str], dry: boo
 
 def parameters(processes: int, options: dict[str, str]) -> dict[str, Any]:
   """submitit's parameters. ValueError where processes do not divide over nodes."""
-  known = ("partition", "qos", "mem", "constraint", "account", "exclusive", "gpus_per_node", "array_parallelism")
+  known = "partition qos account constraint nodelist exclude gres gpus_per_node mem exclusive array_parallelism".split()
   for name in ("time", "nodes", "cpus_per_task", "array_parallelism"):
     if not options.get(name, "1").isdigit():
       raise ValueError(f"--slurm {name}={options[name]}: a whole number" + (", of minutes" if name == "time" else ""))
   nodes = int(options["nodes"])
   if processes % nodes:
     raise ValueError(f"{processes} processes do not divide over {nodes} nodes: change `processes`, or nodes")
+  if wrong := sorted({*options} - {*known, *OPTIONS}):
+    raise ValueError(f"--slurm has no {wrong[0]!r}: choose from {', '.join(sorted({*known, *OPTIONS}))}")
   fields = {name: value for name, value in options.items() if name in known}
   numbers = {"time": int(options["time"]), "nodes": nodes, "cpus_per_task": int(options["cpus_per_task"])}
-  more = {name: value for name, value in options.items() if name not in {*known, *numbers}}
   if "array_parallelism" in fields:
     fields["array_parallelism"] = int(fields["array_parallelism"])
   return {
@@ -68,7 +69,7 @@ def parameters(processes: int, options: dict[str, str]) -> dict[str, Any]:
     **numbers,
     "ntasks_per_node": processes // nodes,
     **fields,
-    "additional_parameters": {"requeue": True, "signal": f"TERM@{GRACE}", **more},  # not submitit's SIGUSR2
+    "additional_parameters": {"requeue": True, "signal": f"TERM@{GRACE}"},  # not submitit's SIGUSR2
   }
 
 

@@ -95,7 +95,10 @@ def load(path: str, function: str) -> list[Arm]:
   module = runpy.run_path(path)
   if not callable(module.get(function)):
     raise ValueError(f"{path} has no function {function}(): it would yield the arms of a sweep, say seeds(3)")
-  arms = arms_of(module[function]())
+  yielded = module[function]()
+  if not isinstance(yielded, Iterable) or isinstance(yielded, (str, dict)):
+    raise ValueError(f"{function}() of {path} gave {type(yielded).__name__}: let it yield or return arms")
+  arms = arms_of(yielded)
   names = [(arm.name, arm.seed) for arm in arms]
   if not arms or len({*names}) < len(names):
     twice = sorted({f"{name} (seed {seed})" for name, seed in names if names.count((name, seed)) > 1})
@@ -156,8 +159,12 @@ def lay(
   """
   prints, plans = {}, []
   for arm in arms:
-    config, origin = resolve(arm.changes)
-    config.check()
+    try:
+      config, origin = resolve(arm.changes)
+      config.check()
+      config.model.build(config.data.frames, tuple(config.data.size), {})
+    except ValueError as error:
+      raise ValueError(f"arm {arm.name!r}: {error}") from error
     if (key := repr(config.data)) not in prints:
       if here:
         config.prepare()
