@@ -194,7 +194,8 @@ def table(folder, out):
   return (out / "values.csv").read_text(), (out / "effects.csv").read_text()
 
 
-@pytest.mark.parametrize("arms", ["few", pytest.param("eight", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arms", ["few", "eight"])
 def test_a_killed_sweep_goes_on(arms, tmp_path, data_dir):
   """A training process, its runner and then the sweeper are killed; the rest is run, and the tables are the same."""
   finish(tmp_path / "peace", data_dir, arms)
@@ -265,6 +266,7 @@ def test_launch_status_logs_cancel(tmp_path, data_dir, capsys, monkeypatch):
   assert short.last_step(run) == stood + 10
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_arm(tmp_path, data_dir, monkeypatch):
   """The runner starts both, and they find each other; a signal to it ends both at one step."""
   monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
