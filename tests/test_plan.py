@@ -88,7 +88,13 @@ def test_what_cannot_be_planned_is_said(capsys, flags, said):
   assert ended.value.code == 1 and said in capsys.readouterr().err
 
 
-FULL = {"bouncing": ("full",), "contacts": ("full", "occlusion"), "large": ("xl", "2b"), "real_clips": ("full",)}
+FULL = {
+  "ablations": ("full",),
+  "bouncing": ("full",),
+  "contacts": ("full", "occlusion"),
+  "large": ("xl", "2b"),
+  "real_clips": ("full",),
+}
 
 
 def test_every_experiment_is_planned():
