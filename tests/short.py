@@ -110,6 +110,7 @@ def rows(workdir):
 
 
 def last_step(workdir):
+  """The step of the last whole row; one that is being written has no end yet."""
   path = Path(workdir) / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.exists() else []
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
   return json.loads(lines[-1])["step"] if lines else 0
