@@ -145,8 +145,11 @@ def run(folder: Path, cores: list[int] | None = None, here: bool = True) -> str:
       ended = attempt(folder, job, hand, cores, here, first)
       lines = notes(folder)
       started = max((number for number, line in enumerate(lines) if line["what"] == "start"), default=0)
-      if ended != DONE and any(line["what"] == "cancel" for line in lines[started:]):
+      since = [line["what"] for line in lines[started:]]
+      if ended != DONE and "cancel" in since:
         ended = CANCELLED
+      elif FAILED in since:  # by another task, which this one missed then
+        ended = FAILED
       if first or ended == FAILED:
         note(folder, ended)
       if ended in OVER or hand.signal or not here or exhausted(folder, job):
@@ -212,19 +215,23 @@ def apart(count: int) -> list[dict[str, str]]:
   return [{**names, "JAX_PROCESS_ID": str(index)} for index in range(count)]
 
 
-class Hand:
-  """Starts processes that save and end, by SIGTERM, with this one: when it is told to, or killed."""
+class Signals:
+  """Inside, SIGTERM and SIGINT go to `catch`."""
 
-  def __init__(self):
-    self.signal, self.processes = 0, []
-
-  def __enter__(self) -> "Hand":
+  def __enter__(self) -> "Signals":
     self.before = {each: signal.signal(each, self.catch) for each in (signal.SIGTERM, signal.SIGINT)}
     return self
 
   def __exit__(self, *_) -> None:
     for each, handler in self.before.items():
       signal.signal(each, handler)
+
+
+class Hand(Signals):
+  """Starts processes that save and end, by SIGTERM, with this one: when it is told to, or killed."""
+
+  def __init__(self):
+    self.signal, self.processes = 0, []
 
   def catch(self, number: int, frame: Any) -> None:
     self.signal = number

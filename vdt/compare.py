@@ -64,9 +64,8 @@ def load(folders: list[Path], align: str) -> tuple[list[Run], list[str]]:
     alike = [each.name for each in folders].count(folder.name) > 1
     arms = [{"name": str(folder) if alike else folder.name, "seed": None, "folder": "."}]
     if (folder / sweep.NAME).exists():
-      arms = sweep.read(folder)
-    if len(folders) > 1 and (folder / sweep.NAME).exists():
-      arms = [{**arm, "name": f"{folder.name}/{arm['name']}"} for arm in arms]
+      prefix = f"{folder.name}/" * (len(folders) > 1)
+      arms = [{**arm, "name": prefix + arm["name"]} for arm in sweep.read(folder)]
     for arm in arms:
       where = folder / arm["folder"]
       job = (where / "job.json").exists()
@@ -158,7 +157,7 @@ def run(folders: list[Path], base: str | None, align: str, out: Path) -> None:
   rows = effects(arms)
   (out / "effects.csv").write_text(to_csv(rows))
   (out / "effects.md").write_text(markdown(arms, rows))
-  (out / "compare.html").write_text(page(runs, left, arms, align))
+  (out / "compare.html").write_text(page(runs, left, arms, rows, align))
   print(out / "compare.html")
 
 
@@ -208,8 +207,8 @@ def cell(row: dict[str, Any]) -> str:
   return f"**{text}**" if row["differs"] else text
 
 
-def page(runs: list[Run], left: list[str], arms: Arms, align: str) -> str:
-  rows = effects(arms)
+def page(runs: list[Run], left: list[str], arms: Arms, rows: list[dict[str, Any]], align: str) -> str:
+  """compare.html, which opens offline; rows: those of `effects`, left: what was left out, and why."""
   by_column = {column: [row for row in rows if row["metric"] == column] for column in arms.columns()}
   groups: dict[str, dict] = {}
   for column, found in by_column.items():

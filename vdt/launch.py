@@ -193,7 +193,7 @@ def cancel(folder: Path) -> str:
     raise ValueError(f"{folder} runs on {last['host']}: cancel it there")
   if far and (asked := subprocess.run(far, capture_output=True, text=True)).returncode:
     raise ValueError(f"{shlex.join(far)}: {' '.join(asked.stderr.split())}")
-  attempts.note(folder, "cancel")  # before the job can end by it: Slurm waits, and so do we
+  attempts.note(folder, "cancel")
   if not far and state == RUNNING:
     os.kill(last["pid"], signal.SIGTERM)
   if state != RUNNING:

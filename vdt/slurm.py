@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vdt import attempts
-from vdt.attempts import FAILED, LOST, OVER, PREEMPTED, RESTART, Job
+from vdt.attempts import LOST, OVER, PREEMPTED, RESTART, Job
 
 OPTIONS = {"time": "1440", "nodes": "1", "cpus_per_task": "1"}
 GRACE = 120  # seconds from SIGTERM to the end of a job's time
@@ -80,7 +80,7 @@ def task(folder: str) -> str:
   """
   ended = attempts.run(Path(folder), here=False)
   if ended in (PREEMPTED, LOST) and not attempts.exhausted(Path(folder), Job.read(Path(folder))):
-    if os.environ["SLURM_PROCID"] == "0" and attempts.state(Path(folder)) != FAILED:  # by another task
+    if os.environ["SLURM_PROCID"] == "0":
       job = name()
       try:
         cancelled = ask(job).get(job) != "RUNNING"  # it would rise again; one that Slurm queued itself would not mind

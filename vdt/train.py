@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from vdt import averages, checkpoint, distributed, sharding, workdirs, writer
-from vdt.attempts import INTERRUPTED, RESTART
+from vdt.attempts import INTERRUPTED, RESTART, Signals
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
@@ -238,7 +238,7 @@ def go_back(step: int, every: int, checkpoints: Checkpointer, begin: Any, like: 
   return state
 
 
-class Stop:
+class Stop(Signals):
   """SIGTERM and SIGINT: they end the program where it is, with its exit code, but for `wait`, where the loop looks.
 
   Where a run has several processes, each step carries their flags, so that all of them see at the same step that one
@@ -248,14 +248,6 @@ class Stop:
   def __init__(self):
     self.signal: int = 0
     self.waits = False
-
-  def __enter__(self) -> "Stop":
-    self.before = {each: signal.signal(each, self.catch) for each in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def __exit__(self, *_) -> None:
-    for each, handler in self.before.items():
-      signal.signal(each, handler)
 
   def catch(self, number: int, frame: Any) -> None:
     again = self.signal == number == signal.SIGINT  # somebody at a terminal will not wait for the step
