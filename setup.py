@@ -28,6 +28,7 @@ setup(
     "av>=18,<19",
     "opencv-python-headless>=5,<6",
     "pymunk>=7.3,<8",
+    "safetensors>=0.8,<0.9",
     "scipy>=1.15",
     "pillow>=12,<13",
     "matplotlib>=3.10",

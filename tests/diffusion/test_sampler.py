@@ -3,36 +3,64 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdt.diffusion import RectifiedFlow, Sampler
+from vdt.diffusion import EDM, Gaussian, RectifiedFlow, Sampler, predictions
 from vdt.diffusion.flow import resolution_shift
 from vdt.diffusion.given import plan
 from vdt.diffusion.guidance import guided, null_cond
+from vdt.diffusion.sampler import coefficients
 
 MEAN, STD = 0.7, 0.3
 KEYS = jax.random.split(jax.random.key(0), 4)
 
 
-def gaussian_x0(x, t, cond):
-  """The exact E[x0 | x_t] where x0 ~ N(MEAN, STD^2)."""
-  t = t[:, :, None, None, None]
-  return MEAN + (1 - t) * STD**2 * (x - (1 - t) * MEAN) / ((1 - t) ** 2 * STD**2 + t**2)
+def exact(path):
+  """The exact network of `path` where x0 ~ N(MEAN, STD^2)."""
+  mean, std = MEAN / path.scale, STD / path.scale
+
+  def denoise(x, t, cond):
+    alpha, sigma = (level[:, :, None, None, None] for level in path.levels(t))
+    variance = alpha**2 * std**2 + sigma**2
+    x0, noise = mean + alpha * std**2 * (x - alpha * mean) / variance, sigma * (x - alpha * mean) / variance
+    raw = predictions.join(path.prediction, x0, noise, alpha, sigma)
+    return jnp.concatenate([raw, raw], -1) if path.variance else raw
+
+  return denoise
 
 
-def gaussian(x, t, cond):
-  """The exact velocity E[noise - x0 | x_t] of the same."""
-  s = t[:, :, None, None, None]
-  return s * (x - (1 - s) * MEAN) / ((1 - s) ** 2 * STD**2 + s**2) - gaussian_x0(x, t, cond)
+gaussian, gaussian_x0 = exact(RectifiedFlow()), exact(RectifiedFlow(prediction="x0"))
+
+PATHS = {
+  "flow": RectifiedFlow(),
+  "flow, x0": RectifiedFlow(prediction="x0"),
+  "flow, shifted": RectifiedFlow(shift=3.0),
+  "linear, noise": Gaussian(),
+  "linear, x0": Gaussian(prediction="x0"),
+  "scaled linear, v": Gaussian("scaled_linear", "v", zero_terminal_snr=True, spacing="linspace"),
+  "cosine, noise": Gaussian("cosine"),
+  "cosine, v": Gaussian("cosine", "v", spacing="linspace"),
+  "no signal at the end": Gaussian(prediction="v", zero_terminal_snr=True),
+  "EDM": EDM(),
+}
 
 
 @pytest.mark.parametrize(
-  "method, steps, churn, tolerance", [("euler", 400, 0.0, 0.01), ("heun", 100, 0.0, 0.004), ("heun", 100, 0.3, 0.006)]
+  "method, steps, more, tolerance",
+  [
+    ("euler", 400, {}, 0.012),
+    ("heun", 100, {}, 0.004),
+    ("heun", 100, {"churn": 0.3}, 0.006),
+    ("ddim", 400, {"eta": 0.5}, 0.012),
+    ("ddpm", 400, {}, 0.02),
+    ("dpm++", 100, {}, 0.004),
+    ("unipc", 100, {}, 0.004),
+  ],
 )
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("prediction, denoise", [("velocity", gaussian), ("x0", gaussian_x0)])
-def test_a_gaussian_with_known_velocity_comes_back(method, steps, churn, tolerance, shift, prediction, denoise):
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_gaussian_with_known_score_comes_back(path, method, steps, more, tolerance):
+  """In the mean, and in the variance, which too few steps make too small, not too large."""
   cond = {"given": jnp.zeros((4, 4, 32, 32, 1))}
-  sampler, flow = Sampler(method, steps, churn), RectifiedFlow(shift=shift, prediction=prediction)
-  x = sampler.sample(flow, denoise, KEYS, jnp.zeros((4, 4, 32, 32, 3)), cond)
+  sampler = Sampler(method, steps, **more)
+  x = jax.jit(lambda keys: sampler.sample(path, exact(path), keys, jnp.zeros((4, 4, 32, 32, 3)), cond))(KEYS)
   assert float(x.mean()) == pytest.approx(MEAN, abs=tolerance)
   assert float(x.std()) == pytest.approx(STD, rel=3 * tolerance)
 
@@ -51,15 +79,20 @@ def test_a_video_depends_on_its_own_key_and_churn_draws_fresh_noise():
   assert correlation(still) > 0.999 and 0.0 < correlation(churned) < 0.9
 
 
-def test_renoising_makes_the_later_time_of_the_same_path():
-  """From x_t of one clean value to x_t' : its mean is (1 - t'), its standard deviation t'."""
-  x0, t, (first, second) = 2.0, 0.4, jax.random.normal(jax.random.key(5), (2, 1, 1, 200, 200, 1))
-  x, later = RectifiedFlow().renoise((1 - t) * x0 + t * first, jnp.float32(t), 0.5, second)
-  later = float(later)
-  assert later == pytest.approx(1 / (1 + (1 - t) / (1.5 * t))) and later > t
-  assert float(x.mean()) == pytest.approx((1 - later) * x0, abs=0.01)
-  assert float(x.std()) == pytest.approx(later, rel=0.01)
-  assert RectifiedFlow().renoise(first, jnp.float32(1.0), 0.5, second)[1] == 1.0
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_churn_makes_the_later_time_of_the_same_path(path):
+  """What x_t of one clean value becomes has the mean alpha x0 and the deviation sigma of a time that is later."""
+  rows = coefficients(Sampler("euler", 20, churn=0.3), path)
+  alpha, sigma = path.levels(path.grid(20)[:-1])
+  np.testing.assert_allclose(rows["churn_x"] * alpha, rows["alpha"], atol=1e-6)
+  np.testing.assert_allclose((rows["churn_x"] * sigma) ** 2 + rows["churn_noise"] ** 2, rows["sigma"] ** 2, atol=1e-6)
+  with np.errstate(divide="ignore"):
+    np.testing.assert_allclose(path.levels(np.float64(rows["time"])), (rows["alpha"], rows["sigma"]), atol=1e-6)
+    grown = np.arctan(np.divide(rows["sigma"], rows["alpha"])) - np.arctan(1.3 * sigma / alpha)
+  last = np.arctan2(*path.levels(np.ones(1))[::-1])
+  where = np.arctan(1.3 * np.divide(sigma, alpha, out=np.full_like(sigma, np.inf), where=alpha > 0)) < last
+  np.testing.assert_allclose(grown[where], 0, atol=1e-5)
+  assert (rows["time"] <= 1).all() and where.sum() > 10
 
 
 def test_predicting_x0_is_predicting_velocity():
@@ -100,7 +133,7 @@ def test_network_evaluations_are_counted_and_heun_ends_with_euler():
   calls = []
   count = lambda x, t, cond: (jax.debug.callback(lambda: calls.append(1)), x)[1]
   video, cond = jnp.ones((1, 1, 2, 2, 1)), {"given": jnp.zeros((1, 1, 2, 2, 1))}
-  for method, evaluations in (("euler", 5), ("heun", 9)):
+  for method, evaluations in (("euler", 5), ("heun", 9), ("ddpm", 5), ("dpm++", 5), ("unipc", 5)):
     calls.clear()
     jax.block_until_ready(Sampler(method, 5).sample(RectifiedFlow(), count, KEYS[:1], video, cond))
     jax.effects_barrier()

@@ -108,11 +108,11 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   from vdt.models.transformer import VideoDiT
 
   class Loop(VideoDiT):
-    def repeat(self, tokens, time, shared, cells, kernels):
+    def repeat(self, tokens, around):
       graphdef, stacked = nnx.split(self.pattern)
       for i in range(3):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-        tokens = nnx.merge(graphdef, layer)(tokens, time, shared, cells, kernels)
+        tokens = nnx.merge(graphdef, layer)(tokens, around, i)
       return tokens
 
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: Loop(config(depth=6), nnx.Rngs(0))))

@@ -1,4 +1,5 @@
-"""Attention over a named axis of the tokens (b f n d): `space`, `time`, `causal` (time, past only) or `joint`."""
+"""Attention over a named axis of the tokens (b f n d): `space`, `time`, `causal` (time, past only) or `joint`; or from
+them to a text."""
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,32 @@ def attend_long(
     mesh = jax.sharding.get_abstract_mesh()
     local = jax.shard_map(local, mesh=mesh, in_specs=(lies,) * 3, out_specs=lies, check_vma=False)
   return local(query, key, value)
+
+
+class TextAttention(nnx.Module):
+  """Multi-head attention from all tokens to those of a text."""
+
+  def __init__(self, width: int, heads: int, *, qk_norm: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.heads = heads
+    self.query = Dense(width, width, dtype=dtype, rngs=rngs)
+    self.key = Dense(width, width, dtype=dtype, rngs=rngs)
+    self.value = Dense(width, width, dtype=dtype, rngs=rngs)
+    self.out = Dense(width, width, dtype=dtype, rngs=rngs)
+    norm = lambda: nnx.RMSNorm(width // heads, dtype=dtype, rngs=rngs) if qk_norm else None
+    self.query_norm, self.key_norm = norm(), norm()
+
+  def __call__(
+    self, x: Float[Array, "b f n d"], text: Float[Array, "b l d"], seen: Bool[Array, "b l"], split: int
+  ) -> Float[Array, "b f n d"]:
+    """seen: the tokens of the text that are there, at least one. split: see `layout`."""
+    query = rearrange(layout.hidden(self.query(x), split), "b f n (k e) -> b f n k e", k=self.heads)
+    key, value = (rearrange(dense(text), "b l (k e) -> b l k e", k=self.heads) for dense in (self.key, self.value))
+    if self.query_norm is not None:
+      query, key = self.query_norm(query), self.key_norm(key)
+    logits = jnp.einsum("bfnke,blke->bkfnl", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits, axis=-1, where=seen[:, None, None, None]).astype(value.dtype)
+    y = rearrange(jnp.einsum("bkfnl,blke->bfnke", weights, value), "b f n k e -> b f n (k e)")
+    return layout.tokens(self.out(layout.hidden(y, split)), split)
 
 
 class Attention(nnx.Module):

@@ -43,35 +43,49 @@ class MLP(nnx.Module):
 
 
 class TimeEmbedding(nnx.Module):
-  """Diffusion time to a vector: cos and sin of 1000 t at 128 frequencies, then two dense layers (arXiv:2212.09748)."""
+  """Diffusion time to a vector: cos and sin of 1000 t at 128 frequencies, then two dense layers (arXiv:2212.09748).
 
-  def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  discrete: of the timestep 1000 t - 1 instead, as networks see it that were trained with timesteps 0 to 999.
+  """
+
+  def __init__(self, width: int, discrete: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.discrete = discrete
     self.up = Dense(256, width, dtype=dtype, rngs=rngs)
     self.down = Dense(width, width, dtype=dtype, rngs=rngs)
 
   def __call__(self, t: Float[Array, "b f"]) -> Float[Array, "b f d"]:
     frequencies = 10_000.0 ** (-jnp.arange(128) / 128)
-    angles = jnp.multiply.outer(1000.0 * t.astype(jnp.float32), frequencies)
+    number = 1000.0 * t.astype(jnp.float32)
+    if self.discrete:
+      number = jnp.maximum(number - 1.0, 0.0)
+    angles = jnp.multiply.outer(number, frequencies)
     waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return self.down(nnx.silu(self.up(waves)))
+
+
+MODULATIONS = ("zero", "single", "none", "projected", "bare")
 
 
 class Residual(nnx.Module):
   """x + gate * body(norm(x) * (1 + scale) + shift), with (shift, scale, gate) from the diffusion time of each frame.
 
   modulation: "zero" has its own map from the time embedding, zero at first (adaLN-Zero, arXiv:2212.09748);
-  "single" adds its own small table to a map that all layers share (adaLN-single, arXiv:2310.00426);
-  "none" is a plain pre-norm residual.
+  "single" adds its own small table to a map that all layers share (adaLN-single, arXiv:2310.00426); "none" is a plain
+  pre-norm residual; "projected" that with one more dense layer after the body (arXiv:2102.05095); "bare" has no norm.
   """
 
   def __init__(self, body: nnx.Module, width: int, modulation: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    plain = modulation == "none"
-    self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_bias=plain, use_scale=plain, dtype=dtype, rngs=rngs)
+    plain = modulation in ("none", "projected")
+    if modulation != "bare":
+      epsilon = 1e-5 if modulation == "projected" else 1e-6
+      self.norm = nnx.LayerNorm(width, epsilon=epsilon, use_bias=plain, use_scale=plain, dtype=dtype, rngs=rngs)
     self.body = body
     if modulation == "zero":
       self.modulation = Dense(width, 3 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
     elif modulation == "single":
       self.table = nnx.Param(jax.random.normal(rngs.params(), (3 * width,)) * width**-0.5)
+    elif modulation == "projected":
+      self.projection = Dense(width, width, dtype=dtype, rngs=rngs)
     self.kind = modulation
 
   def __call__(
@@ -81,8 +95,13 @@ class Residual(nnx.Module):
     shared: Float[Array, "b f d3"] | None,
     *args,
   ) -> Float[Array, "b f n d"]:
-    if self.kind == "none":
-      return x + self.body(self.norm(x), *args)
+    match self.kind:
+      case "bare":
+        return x + self.body(x, *args)
+      case "none":
+        return x + self.body(self.norm(x), *args)
+      case "projected":
+        return x + self.projection(self.body(self.norm(x), *args))
     signal = (
       self.modulation(layout.whole(nnx.silu(time)))
       if self.kind == "zero"

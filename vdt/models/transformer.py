@@ -2,20 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vdt.models import layout, positions
-from vdt.models.attention import AXES, Attention
-from vdt.models.layers import DENSE, MLP, Dense, Residual, TimeEmbedding, modulate, zeros
+from vdt.models.attention import AXES, Attention, TextAttention
+from vdt.models.layers import DENSE, MLP, MODULATIONS, Dense, Residual, TimeEmbedding, modulate, zeros
 
-MODULATIONS = ("zero", "single", "none")
-POSITIONS = ("rope", "sincos", "rope+sincos")
+TEXT = "text"  # an axis that is not the video's own
+POSITIONS = ("rope", "sincos", "rope+sincos", "late sincos")
 REMAT: dict[str, Callable] = {
   "none": lambda body: body,
   "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
@@ -48,11 +48,15 @@ class TransformerConfig:
   """Patchified video in, as many values a pixel out.
 
   patch: (frames, height, width) of a patch. pattern: blocks, repeated until there are `depth` of them; each block lists
-  its attention sub-layers, an axis ("space", "time", "causal", "joint") or a pair (axis, modulation), modulation being
-  "zero" (the default), "single" or "none"; its MLP is modulated like the last of them. classes: 0 = no labels.
+  its attention sub-layers, an axis ("space", "time", "causal", "joint", or "text", from the tokens to the text's) or a
+  pair (axis, modulation), modulation being "zero" (the default), "single", "none", "projected" or "bare" (see
+  `layers.Residual`); its MLP is modulated like the last of them but for text, and what comes out at the end by a table
+  where none is "zero". classes: 0 = no labels. text: numbers of a token of text, 0 = no text.
   remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
   parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds
-  tables to the tokens, so a block sees where the picture ends; the default is both.
+  tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds that of time
+  before the second block (Latte's). given: whether the mask of what was given is a channel more of the input; without
+  it a frame's time of 0 says so. variance: whether as many channels more come out. discrete: see `TimeEmbedding`.
   """
 
   depth: int = 12
@@ -67,6 +71,10 @@ class TransformerConfig:
   mlp_ratio: int = 4
   remat: str = "none"
   dtype: str = "bfloat16"
+  text: int = 0
+  given: bool = True
+  variance: bool = False
+  discrete: bool = False
 
   @classmethod
   def sized(cls, name: str, **fields) -> "TransformerConfig":
@@ -84,13 +92,29 @@ class TransformerConfig:
         raise ValueError(f"model.pattern holds the block {block!r}, which is not a tuple of attentions: {example}")
       pairs = [(entry, "zero") if isinstance(entry, str) else entry for entry in block]
       for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and pair[0] in AXES and pair[1] in MODULATIONS):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and pair[0] in (*AXES, TEXT) and pair[1] in MODULATIONS):
           raise ValueError(
-            f"model.pattern holds {pair!r}: an attention is one of {', '.join(AXES)}, alone or with one of "
+            f"model.pattern holds {pair!r}: an attention is one of {', '.join((*AXES, TEXT))}, alone or with one of "
             f"{', '.join(MODULATIONS)}; {example}"
           )
+      if all(axis == TEXT for axis, _ in pairs):
+        raise ValueError(f"model.pattern holds the block {block!r}: beside text, it attends over an axis of the video")
       blocks.append(pairs)
     return blocks
+
+  def kinds(self) -> set[str]:
+    """All modulations of the pattern."""
+    return {modulation for block in self.entries() for _, modulation in block}
+
+  @property
+  def inputs(self) -> int:
+    """Values of a pixel that the network sees."""
+    return self.channels + self.given
+
+  @property
+  def outputs(self) -> int:
+    """Values of a pixel that come out."""
+    return self.channels * (1 + self.variance)
 
   def cells(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """Patches along (frames, height, width) of a video. ValueError where they do not divide it."""
@@ -107,21 +131,29 @@ class TransformerConfig:
     """`flops` of the attention over each axis (without its dense layers), of what modulates, and of all else."""
     f, h, w = self.cells(frames, size)
     n, d = h * w, self.width
-    context = {"space": n, "time": f, "causal": f, "joint": f * n}
+    context = {"space": n, "time": f, "causal": f, "joint": f * n, TEXT: 0}  # a text is short
     repeats = 2.0 * (self.depth // len(self.pattern))
     cell = self.patch[0] * self.patch[1] * self.patch[2]
-    parts = {"dense": 2.0 * f * n * cell * (2 * self.channels + 1) * d, "modulation": 2.0 * f * (256 * d + 3 * d * d)}
-    if any(modulation == "single" for block in self.entries() for _, modulation in block):
-      parts["modulation"] += 2.0 * f * 6 * d * d
+    parts = {"dense": 2.0 * f * n * cell * (self.inputs + self.outputs) * d, "modulation": 2.0 * f * (256 + d) * d}
+    parts["modulation"] += 2.0 * f * (6 if "single" in self.kinds() else 0) * d * d
+    parts["modulation"] += 2.0 * f * (2 if self.zero_ends() else 0) * d * d
     for block in self.entries():
       for axis, modulation in block:
         name = f"{axis} attention"
         parts[name] = parts.get(name, 0.0) + repeats * f * n * 2 * context[axis] * d
-        parts["dense"] += repeats * f * n * 4 * d * d
+        parts["dense"] += repeats * f * n * ({TEXT: 2}.get(axis, 4) + (modulation == "projected")) * d * d
         parts["modulation"] += repeats * f * 3 * d * d * (modulation == "zero")
       parts["dense"] += repeats * f * n * 2 * self.mlp_ratio * d * d
-      parts["modulation"] += repeats * f * 3 * d * d * (block[-1][1] == "zero")
+      parts["modulation"] += repeats * f * 3 * d * d * (mlp_modulation(block) == "zero")
     return parts
+
+  def reads(self) -> bool:
+    """Whether some block attends to a text."""
+    return any(axis == TEXT for block in self.entries() for axis, _ in block)
+
+  def zero_ends(self) -> bool:
+    """Whether what comes out is modulated by a map of its own, and not by a table."""
+    return "zero" in self.kinds() or "single" not in self.kinds()
 
   def build(self, frames: int, size: tuple[int, int], mesh_shape: dict[str, int]) -> Network:
     """The network for videos of this shape on a mesh of these axis sizes. ValueError says which field to change."""
@@ -139,6 +171,9 @@ class TransformerConfig:
       f"{h * w} patches a frame are not a multiple of mesh.sequence {sequence}": h * w % sequence,
       f"model.heads {self.heads} is not a multiple of mesh.tensor x mesh.sequence {tensor * sequence}, which joint "
       f"attention needs": self.heads % (tensor * sequence) and any(axis == "joint" for b in blocks for axis, _ in b),
+      f"model.text is {self.text}, with{'' if self.reads() else 'out'} text in model.pattern: set both, or neither": (
+        self.reads() != (self.text > 0)
+      ),
       f"model.remat {self.remat!r} is none of {', '.join(REMAT)}": self.remat not in REMAT,
       f"model.positions {self.positions!r} is none of {', '.join(POSITIONS)}": self.positions not in POSITIONS,
       f"model.dtype {self.dtype!r} is neither bfloat16 nor float32": self.dtype not in ("bfloat16", "float32"),
@@ -156,30 +191,53 @@ class TransformerConfig:
     return Network(init, apply)
 
 
+def mlp_modulation(block: list[tuple[str, str]]) -> str:
+  return [modulation for axis, modulation in block if axis != TEXT][-1]
+
+
+class Around(NamedTuple):
+  """What all blocks see beside the tokens.
+
+  time: (b f d), of each frame, with the label. shared: (b f 6d), "single"'s map. text: (b l d) and which of it is there
+  (b l). late: (f d), a table for the first repeat's second block. cells: patches along (f, h, w). kernels: see `Network`.
+  """
+
+  time: Array
+  shared: Array | None
+  text: tuple[Array, Array] | None
+  late: Array | None
+  cells: tuple[int, int, int]
+  kernels: bool
+
+
 class Block(nnx.Module):
   """The attention sub-layers of one block, then its MLP."""
 
   def __init__(self, config: TransformerConfig, entries: list[tuple[str, str]], rngs: nnx.Rngs):
     dtype, width = jnp.dtype(config.dtype), config.width
-    options = dict(qk_norm=config.qk_norm, rotary="rope" in config.positions, dtype=dtype, rngs=rngs)
+    options = dict(qk_norm=config.qk_norm, dtype=dtype, rngs=rngs)
+
+    def body(axis: str) -> nnx.Module:
+      if axis == TEXT:
+        return TextAttention(width, config.heads, **options)
+      return Attention(axis, width, config.heads, rotary="rope" in config.positions, **options)
+
+    self.axes = tuple(axis for axis, _ in entries)
     self.attention = nnx.List(
-      [
-        Residual(Attention(axis, width, config.heads, **options), width, modulation, dtype=dtype, rngs=rngs)
-        for axis, modulation in entries
-      ]
+      [Residual(body(axis), width, modulation, dtype=dtype, rngs=rngs) for axis, modulation in entries]
     )
     mlp = MLP(width, config.mlp_ratio * width, dtype=dtype, rngs=rngs)
-    self.mlp = Residual(mlp, width, entries[-1][1], dtype=dtype, rngs=rngs)
+    self.mlp = Residual(mlp, width, mlp_modulation(entries), dtype=dtype, rngs=rngs)
 
-  def __call__(
-    self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], kernels: bool, split: int
-  ) -> tuple[Array, int]:
+  def __call__(self, x: Array, around: Around, split: int) -> tuple[Array, int]:
     """The tokens, and the axis of theirs that lies over `sequence` (`layout`): that of the last attention."""
+    time, shared = around.time, around.shared
     for_attention, for_mlp = (None, None) if shared is None else jnp.split(shared, 2, axis=-1)
-    for attention in self.attention:
-      wanted = layout.SPLIT.get(attention.body.axis, split)
+    for axis, attention in zip(self.axes, self.attention):
+      wanted = layout.SPLIT.get(axis, split)
       x, split = layout.switch(x, split, wanted), wanted
-      x = attention(x, time, for_attention, cells, kernels, split)
+      rest = around.text if axis == TEXT else (around.cells, around.kernels)
+      x = attention(x, time, for_attention, *rest, split)
     return self.mlp(x, time, for_mlp, split), split
 
 
@@ -189,10 +247,13 @@ class Pattern(nnx.Module):
   def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
     self.blocks = nnx.List([Block(config, entries, rngs) for entries in config.entries()])
 
-  def __call__(self, x: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], kernels: bool) -> Array:
+  def __call__(self, x: Array, around: Around, number: Array | int) -> Array:
+    """number: of the repeat, from 0."""
     split = layout.FRAMES
-    for block in self.blocks:
-      x, split = block(x, time, shared, cells, kernels, split)
+    for index, block in enumerate(self.blocks):
+      if around.late is not None and index == 1:
+        x += jnp.where(number == 0, around.late, 0)[None, :, None]
+      x, split = block(x, around, split)
     return layout.switch(x, split, layout.FRAMES)
 
 
@@ -202,36 +263,50 @@ class VideoDiT(nnx.Module):
   def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
     self.config, dtype, width = config, jnp.dtype(config.dtype), config.width
     cell = config.patch[0] * config.patch[1] * config.patch[2]
-    self.embed = Dense(cell * (config.channels + 1), width, dtype=dtype, rngs=rngs)
-    self.time = TimeEmbedding(width, dtype=dtype, rngs=rngs)
+    self.embed = Dense(cell * config.inputs, width, dtype=dtype, rngs=rngs)
+    self.time = TimeEmbedding(width, config.discrete, dtype=dtype, rngs=rngs)
     if config.classes:
       self.label = nnx.Embed(config.classes + 1, width, dtype=dtype, rngs=rngs)
-    if any(modulation == "single" for block in config.entries() for _, modulation in block):
+    if config.text:
+      self.text_up = Dense(config.text, width, dtype=dtype, rngs=rngs)
+      self.text_down = Dense(width, width, dtype=dtype, rngs=rngs)
+    if "single" in config.kinds():
       self.modulation = Dense(width, 6 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
     repeats = config.depth // len(config.pattern)
     self.pattern = nnx.vmap(lambda key: Pattern(config, nnx.Rngs(key)))(jax.random.split(rngs.params(), repeats))
     self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype, rngs=rngs)
-    self.final_modulation = Dense(width, 2 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
-    self.out = Dense(width, cell * config.channels, dtype=dtype, kernel_init=zeros, rngs=rngs)
+    if config.zero_ends():
+      self.final_modulation = Dense(width, 2 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+    else:
+      self.final_table = nnx.Param(jax.random.normal(rngs.params(), (2 * width,)) * width**-0.5)
+    self.out = Dense(width, cell * config.outputs, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict, kernels: bool
-  ) -> Float[Array, "b f h w c"]:
-    """cond: "given" (b f h w 1); with classes also "label" (b,) and, where the label is dropped, "null" (b,)."""
+  ) -> Float[Array, "b f h w o"]:
+    """cond: "given" (b f h w 1); with classes also "label" (b,) and, where the label is dropped, "null" (b,); where the
+    network reads, "text" (b l e) and "text_seen" (b l), which of it is there: without it, one token of zeros."""
+    tokens, around = self.enter(x, t, cond, kernels)
+    return self.leave(self.repeat(tokens, around), around).astype(x.dtype)
+
+  def enter(
+    self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict, kernels: bool
+  ) -> tuple[Float[Array, "b cells n d"], Around]:
+    """The tokens of the noised video, and what all blocks see beside them."""
     config = self.config
     cells = config.cells(x.shape[1], x.shape[2:4])
     pf, ph, pw = config.patch
-    tokens = rearrange(
-      jnp.concatenate([x, cond["given"]], -1),
-      "b (f p) (h q) (w r) c -> b f (h w) (p q r c)",
-      p=pf,
-      q=ph,
-      r=pw,
-    )
+    seen = jnp.concatenate([x, cond["given"]], -1) if config.given else x
+    tokens = rearrange(seen, "b (f p) (h q) (w r) c -> b f (h w) (p q r c)", p=pf, q=ph, r=pw)
     tokens = self.embed(tokens.astype(config.dtype))
+    late = None
     if "sincos" in config.positions:
       tokens += jnp.asarray(positions.sincos(positions.grid(*cells[1:]), config.width), tokens.dtype)[None, None]
-      tokens += jnp.asarray(positions.sincos(positions.grid(cells[0]), config.width), tokens.dtype)[None, :, None]
+      times = jnp.asarray(positions.sincos(positions.grid(cells[0]), config.width), tokens.dtype)
+      if config.positions.startswith("late"):
+        late = times
+      else:
+        tokens += times[None, :, None]
     time = self.time(t[:, ::pf])
     if config.classes:
       time += self.label(jnp.where(cond["null"], config.classes, cond["label"]))[:, None]
@@ -239,23 +314,40 @@ class VideoDiT(nnx.Module):
     if padding:
       tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0), (0, 0)))
       time = jnp.pad(time, ((0, 0), (0, padding), (0, 0)))
+      late = None if late is None else jnp.pad(late, ((0, padding), (0, 0)))
     time = layout.whole(time)
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
-    tokens = self.repeat(layout.tokens(tokens, layout.FRAMES), time, shared, cells, kernels)
-    tokens, time = tokens[:, : cells[0]], time[:, : cells[0]]
-    shift, scale = jnp.split(self.final_modulation(nnx.silu(time))[:, :, None], 2, axis=-1)
-    values = self.out(modulate(self.norm(tokens), shift, scale))
-    return rearrange(values, "b f (h w) (p q r c) -> b (f p) (h q) (w r) c", h=cells[1], p=pf, q=ph, r=pw).astype(
-      x.dtype
-    )
+    around = Around(time, shared, self.read(cond, len(x)) if config.text else None, late, cells, kernels)
+    return layout.tokens(tokens, layout.FRAMES), around
 
-  def repeat(
-    self, tokens: Array, time: Array, shared: Array | None, cells: tuple[int, int, int], kernels: bool
-  ) -> Array:
+  def read(self, cond: dict, count: int) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
+    """The text as blocks attend to it: zeros where it is dropped, or not there."""
+    text = cond.get("text", jnp.zeros((count, 1, self.config.text)))
+    seen = cond.get("text_seen", jnp.ones(text.shape[:2], bool))
+    if "null" in cond:
+      text = jnp.where(cond["null"][:, None, None], 0.0, text)
+    hidden = nnx.gelu(self.text_up(text.astype(self.config.dtype)), approximate=True)
+    return self.text_down(hidden), seen
+
+  def leave(self, tokens: Float[Array, "b cells n d"], around: Around) -> Float[Array, "b f h w o"]:
+    """What the network says, from the last block's tokens."""
+    cells, (pf, ph, pw) = around.cells, self.config.patch
+    tokens, time = tokens[:, : cells[0]], around.time[:, : cells[0]]
+    if self.config.zero_ends():
+      shift, scale = jnp.split(self.final_modulation(nnx.silu(time))[:, :, None], 2, axis=-1)
+    else:
+      table = self.final_table[...].astype(time.dtype)
+      shift, scale = (part[None, None, None] + time[:, :, None] for part in jnp.split(table, 2))
+    values = self.out(modulate(self.norm(tokens), shift, scale))
+    return rearrange(values, "b f (h w) (p q r c) -> b (f p) (h q) (w r) c", h=cells[1], p=pf, q=ph, r=pw)
+
+  def repeat(self, tokens: Float[Array, "b f n d"], around: Around) -> Float[Array, "b f n d"]:
     """The pattern, again and again, as one scan: depth costs no compile time."""
     graphdef, stacked = nnx.split(self.pattern)
 
-    def body(tokens: Array, layer: Any) -> tuple[Array, None]:
-      return nnx.merge(graphdef, layer)(tokens, time, shared, cells, kernels), None
+    def body(tokens: Array, layer: tuple) -> tuple[Array, None]:
+      number, params = layer
+      return nnx.merge(graphdef, params)(tokens, around, number), None
 
-    return jax.lax.scan(REMAT[self.config.remat](body), tokens, stacked)[0]
+    numbers = jnp.arange(self.config.depth // len(self.config.pattern))
+    return jax.lax.scan(REMAT[self.config.remat](body), tokens, (numbers, stacked))[0]
