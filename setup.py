@@ -29,6 +29,7 @@ setup(
     "opencv-python-headless>=5,<6",
     "pymunk>=7.3,<8",
     "safetensors>=0.8,<0.9",
+    "flatbuffers>=25",
     "scipy>=1.15",
     "pillow>=12,<13",
     "matplotlib>=3.10",

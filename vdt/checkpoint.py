@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -25,8 +26,11 @@ class State(NamedTuple):
   averages: tuple = ()
 
   def fields(self) -> dict[str, Any]:
-    """What is saved: those that are there."""
-    return {name: value for name, value in self._asdict().items() if name != "averages" or value}
+    """What is saved: those that are there. Imported weights are an average alone, without an optimizer."""
+    absent = {name for name, value in self._asdict().items() if value is None} | (
+      {"averages"} if not self.averages else set()
+    )
+    return {name: value for name, value in self._asdict().items() if name not in absent}
 
 
 def new_state(network: Any, optimizer: Any, averages: int, key: jax.Array) -> State:
@@ -82,34 +86,60 @@ class Checkpointer:
   def restore(self, like: State, step: int | None = None) -> State:
     """The state saved at `step` (default: the newest) in the shapes and shardings of `like`.
 
-    ValueError if nothing is there, if it is another model's, or if it cannot be read.
+    ValueError if nothing is there, if it is another model's, if it is weights alone, or if it cannot be read.
     """
+    step, target = self.there(step), like.fields()
+    with self.reading(step):
+      found = self.saved(step)
+      if not any(path.startswith("params/") for path in found):
+        raise MismatchError(
+          f"{self.directory.parent} holds weights alone: train in another --workdir with --config.init_from="
+          f"{self.directory.parent}"
+        )
+      check_same(found, shapes(target), f"checkpoint {step}")
+      return State(**self.read(step, target, ocp.checkpoint_utils.construct_restore_args(target)))
+
+  def weights(self, like: Any, step: int | None = None) -> Any:
+    """The average weights saved at `step` (default: the newest), in the shapes and shardings of `like`.
+
+    Nothing else is read. ValueError as `restore`.
+    """
+    step = self.there(step)
+    with self.reading(step):
+      found = {path: shape for path, shape in self.saved(step).items() if path.startswith("ema/")}
+      check_same(found, shapes({"ema": like}), f"checkpoint {step}")
+      return self.read(step, {"ema": like}, ocp.checkpoint_utils.construct_restore_args({"ema": like}))["ema"]
+
+  def arrays(self, step: int | None = None, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of the state saved at `step` (default: the newest), as they are there, in NumPy; or `only` those."""
+    step = self.there(step)
+    with self.reading(step):
+      saved = self.manager.item_metadata(step)["state"].tree
+      saved = {name: tree for name, tree in saved.items() if not only or name in only}
+      how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+      return self.read(step, jax.tree.map(lambda _: 0, saved), how)
+
+  def there(self, step: int | None) -> int:
+    """`step`, or the newest. ValueError if it is not there."""
     step = self.newest if step is None else step
     steps = sorted(self.manager.all_steps())
     if step not in steps:
       raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
-    target = like.fields()
-    with self.reading(step):
-      if "state" not in (items := self.manager.item_metadata(step)):
-        raise MismatchError(f"checkpoint {step} is laid out as an older vdt did: go on with that version")
-      saved = items["state"]
-      if not (found := shapes(saved.tree if hasattr(saved, "tree") else saved)):
-        raise ValueError("its metadata is missing")
-      check_same(found, shapes(target), f"checkpoint {step}")
-      return State(**self.state(step, target, ocp.checkpoint_utils.construct_restore_args(target)))
+    return step
 
-  def state(self, step: int, like: Any, how: Any) -> dict[str, Any]:
-    """The fields of the state saved at `step`, in the structure of `like` (None: as saved); how: Orbax's arguments."""
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how))
+  def saved(self, step: int) -> dict[str, tuple[int, ...]]:
+    """Path to shape of all arrays that are saved at `step`."""
+    if "state" not in (items := self.manager.item_metadata(step)):
+      raise MismatchError(f"checkpoint {step} is laid out as an older vdt did: go on with that version")
+    saved = items["state"]
+    if not (found := shapes(saved.tree if hasattr(saved, "tree") else saved)):
+      raise ValueError("its metadata is missing")
+    return found
+
+  def read(self, step: int, like: Any, how: Any) -> dict[str, Any]:
+    """The fields of the state saved at `step` that `like` has; how: Orbax's arguments."""
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
     return self.manager.restore(step, args=args)["state"]
-
-  def arrays(self, step: int | None = None) -> dict[str, Any]:
-    """The fields of the state saved at `step` (default: the newest), as they are there, on one device."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # it may have been saved on devices that are not
-    step = self.newest if step is None else step
-    with self.reading(step):
-      saved = self.manager.item_metadata(step)["state"].tree
-      return self.state(step, None, jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=here), saved))
 
   def ledger(self, step: int) -> dict[str, float]:
     """What the state saved at `step` had taken (`vdt.ledger`)."""
@@ -164,7 +194,7 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
     if checkpoints.newest is None:
       raise ValueError(f"init_from: no checkpoint in {checkpoints.directory}")
     step = checkpoints.newest
-    saved = checkpoints.arrays(step)["ema"]
+    saved = checkpoints.arrays(step, ("ema",))["ema"]
   theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
   ours = shapes(params)
   matched = {path for path in ours if path in theirs and theirs[path].shape == ours[path]}

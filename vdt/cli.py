@@ -17,6 +17,8 @@ VERBS = {
   "train": "train an experiment, or go on with it: --config FILE.py[:VARIANT] --workdir DIR",
   "sample": "a checkpoint, and what you give, to videos: --workdir DIR",
   "evaluate": "a checkpoint to the experiment's metrics: --workdir DIR",
+  "export": "a run's weights, for others: --workdir DIR --format orbax|safetensors|latte|vdt|diffusers|stablehlo",
+  "import": "weights from elsewhere, to a run: FILE --config FILE.py[:VARIANT] --workdir DIR",
   "plan": "what a config takes on a pod slice, and whether it fits: --config FILE.py[:VARIANT] --topology v5e:16x16",
   "sweep": "the arms of an experiment, to their end: --config FILE.py[:VARIANT] --workdir DIR",
   "launch": "one run, sent to where it can run: --config FILE.py[:VARIANT] --workdir DIR --backend slurm",
@@ -26,8 +28,10 @@ VERBS = {
   "compare": "the arms of a sweep, or runs, to one page and tables: DIR ...",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
-SWITCHES = ("dry_run",)
-"""Flags that need no value."""
+PROGRAMS = {"import": "import_weights"}
+"""Verbs that are no names of functions."""
+SWITCHES = ("dry_run", "check")
+"""Flags that need no value, and may be said with a "no" before them."""
 EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
 """What our own checks raise; anything else that ends a program is told with its kind."""
 
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
       from vdt import distributed
 
       distributed.join()
-    globals()[verb](rest)
+    globals()[PROGRAMS.get(verb, verb)](rest)
   except KeyboardInterrupt:
     sys.exit(130)
   except Exception as error:
@@ -107,6 +111,47 @@ def evaluate(rest: list[str]) -> None:
   from vdt import evaluate as program
 
   program.run(config, required(values, "workdir"), values.step, values.ema, values.seed, values.json)
+
+
+def export(rest: list[str]) -> None:
+  on_cpu()
+  from vdt import export as program
+
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "the run", flag_values=values)
+  flags.DEFINE_enum("format", "safetensors", program.FORMATS, "what to write", flag_values=values)
+  flags.DEFINE_string("out", None, "the folder (default: WORKDIR/export/FORMAT); an export there is replaced", values)
+  flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
+  flags.DEFINE_string("license", "", "for the card, say apache-2.0", flag_values=values)
+  flags.DEFINE_boolean("check", True, "run the other side as well, where it is installed", flag_values=values)
+  define_ema(values)
+  config, _ = parse(rest, values)
+  named = {name: values[name].value for name in ("format", "out", "step", "ema", "license", "check")}
+  named["licence"] = named.pop("license")
+  program.run(config, required(values, "workdir"), **named)
+
+
+def import_weights(rest: list[str]) -> None:
+  on_cpu()
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "a new run's folder", flag_values=values)
+  flags.DEFINE_string("weights", "", "of those in a .pt: ema or model (default: ema, if it is there)", values)
+  flags.DEFINE_boolean("check", True, "run the other side as well, where it is installed", flag_values=values)
+  sources = [each for each in rest[:1] if not each.startswith("-")]
+  config, origin = parse(rest[len(sources) :], values)
+  if not sources:
+    raise ValueError("name a file or folder: vdt import FILE --config FILE.py[:VARIANT] --workdir DIR")
+  from vdt import importer as program
+
+  folder = required(values, "workdir")
+  program.run(config, origin, sources[0], folder, values.weights, values.check)
+
+
+def on_cpu() -> None:
+  """Arrays are only moved, and compared at full precision: no accelerator is needed, or claimed."""
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")
 
 
 def define_ema(values: flags.FlagValues) -> None:
@@ -335,6 +380,8 @@ def pairs(rest: list[str]) -> dict[str, str]:
     name = name if name.startswith("config") else name.replace("-", "_")
     if name in SWITCHES and not equals:
       equals, value = "=", "true"
+    elif name.removeprefix("no") in SWITCHES and not equals:
+      name, equals, value = name.removeprefix("no"), "=", "false"
     if not equals and not left:
       raise ValueError(f"--{name} lacks its value")
     found[name] = value if equals else left.pop(0)

@@ -207,6 +207,10 @@ class Config:
       raise ValueError(f"hang_after is {self.hang_after}: seconds, above 0")
     if not (self.spike > 1 or (self.spike == 0 and not self.roll_back)):
       raise ValueError(f"spike is {self.spike}: above 1, say 5; or 0 for none, without roll_back")
+    if getattr(self.model, "variance", False) != self.diffusion.variance:
+      raise ValueError(
+        f"model.variance is {not self.diffusion.variance}, diffusion.variance {self.diffusion.variance}: set both, or none"
+      )
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     if self.profile:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from vdt import distributed, sharding, video, workdirs
 from vdt.averages import Averages
-from vdt.checkpoint import Checkpointer, new_state
+from vdt.checkpoint import Checkpointer
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
 from vdt.evals import first, pixels
@@ -30,15 +30,22 @@ def load(config: Config, workdir: str, step: int | None = None, ema: float | Non
   if the run is of another config, or as `Checkpointer.restore` and `Averages.restore`.
   """
   workdirs.refuse_another(workdir, config)
-  mesh, network = config.build()
+  config.check()
+  if pixels_out(config):
+    config.prepare()
+  mesh, network = config.layout()
   with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
-    build = partial(new_state, network, config.optimizer.build(), len(config.averages))
-    like = sharding.place(jax.eval_shape(build, jax.random.key(0)), mesh)
-    state = checkpoints.restore(like, step)
-    if ema is not None:
-      with Averages(workdir, create=False) as averages:
-        return mesh, network, averages.restore(like.ema, int(state.step), ema), int(state.step)
-  return mesh, network, state.ema, int(state.step)
+    like = sharding.place(jax.eval_shape(network.init, jax.random.key(0)), mesh)
+    step = checkpoints.there(step)
+    if ema is None:
+      return mesh, network, checkpoints.weights(like, step), step
+    with Averages(workdir, create=False) as averages:
+      return mesh, network, averages.restore(like, step, ema), step
+
+
+def pixels_out(config: Config) -> bool:
+  """Whether the model makes pixels, and not the latents of an autoencoder."""
+  return config.model.channels == 3
 
 
 def generate(
@@ -70,7 +77,7 @@ def generate(
   cond = {"given": given, "label": np.maximum(label, 0), "null": label < 0}
   inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), cond)
   made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, params), inputs)
-  return np.clip(made, -1.0, 1.0)
+  return np.clip(made, -1.0, 1.0) if pixels_out(config) else made
 
 
 def in_chunks(function: Callable[..., jax.Array], inputs: tuple) -> np.ndarray:
@@ -107,6 +114,8 @@ def run(
 ) -> None:
   """`vdt sample`: writes each video as MP4 and WebP, and all of them as a contact sheet, and prints the folder.
 
+  Of a model that makes latents it writes latents.npy (b f h w c), generated without a label.
+
   given: a file with frames for those that the task leaves to the user (see `place`); without it held-out clips give
   them. ValueError for given frames of another size or number than the model's, an unknown label, or as `generate`.
   """
@@ -116,6 +125,18 @@ def run(
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
   mesh, network, params, step = load(config, workdir, step, ema)
+  if not pixels_out(config):
+    if task not in (None, "generation") or given or label is not None:
+      raise ValueError(
+        f"this model makes latents (model.channels is {config.model.channels}): leave out --task, --given and --label"
+      )
+    shape = (count, config.data.frames, *config.data.size, config.model.channels)
+    with jax.set_mesh(mesh):
+      made = generate(config, network, params, np.zeros(shape, np.float32), np.full(count, -1), seed=seed)
+    if distributed.first():
+      np.save(folder / "latents.npy", made)
+      print(f"latents of {count} videos of step {step}, seed {seed}, for their decoder: {folder / 'latents.npy'}")
+    return
   held_out = dataclasses.replace(config.data, split="test")
   clips = first(held_out, count)
   videos, labels = clips["video"], clips["label"]

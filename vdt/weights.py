@@ -1,18 +1,50 @@
 """The names and shapes that weights have elsewhere: Latte's, VDT's and diffusers' state dicts, from ours and back.
 
 A layout is a list of rows, one for each of their arrays. Every way is a transposition, a slice or a concatenation, so
-what goes there and comes back is equal bit for bit. ../README.md names the projects.
+what goes there and comes back is equal bit for bit.
 """
 
 import difflib
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from vdt.models import TransformerConfig, positions, presets
 
 Arrays = Mapping[str, np.ndarray]
+
+
+class Tensors(Mapping):
+  """The arrays of safetensors files, each read when it is asked for. ValueError that names a file that is damaged."""
+
+  def __init__(self, *paths: pathlib.Path):
+    self.files: dict[str, Any] = {}
+    self.metadata: dict[str, str] = {}
+    for path in paths:
+      try:
+        file = safe_open(path, "numpy")
+      except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): it is cut off, or no safetensors file") from error
+      self.files |= dict.fromkeys(file.keys(), file)
+      self.metadata |= file.metadata() or {}
+
+  def __getitem__(self, key: str) -> np.ndarray:
+    return self.files[key].get_tensor(key)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.files)
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(file.get_slice(key).get_shape()) for key, file in self.files.items()}
+
+
 LAYOUTS = ("latte", "vdt", "diffusers", "plain")
 
 
@@ -35,7 +67,7 @@ def rows(layout: str, config: TransformerConfig, cells: tuple[int, int, int]) ->
   if wrong := refuse(layout, config):
     raise ValueError(f"layout {layout} cannot express {'; '.join(wrong)}")
   width, (_, p, q) = config.width, config.patch
-  hidden, patch, out = config.mlp_ratio * width, p * q * config.channels, p * q * config.outputs
+  hidden, out = config.mlp_ratio * width, p * q * config.outputs
   made: list[Row] = []
 
   def dense(key: str, *paths: str, inputs: int = width, outputs: int = width, layer: int | None = None) -> None:
@@ -199,28 +231,42 @@ def guess(keys: Any) -> str:
   raise ValueError(f"the arrays are named as in none of {', '.join(LAYOUTS)}: {', '.join(sorted(keys)[:5])} ...")
 
 
-def adopt(layout: str, config: TransformerConfig, cells: tuple[int, int, int], shapes: dict, theirs: Arrays, name: str):
-  """Our parameters, path to float32 array, from their arrays. shapes: of ours, by path.
+def adopt(
+  layout: str,
+  config: TransformerConfig,
+  cells: tuple[int, int, int],
+  shapes: dict[str, tuple[int, ...]],
+  theirs: Arrays,
+  name: str,
+) -> dict[str, np.ndarray]:
+  """Our parameters, path to float32 array, from their arrays. shapes: of ours, by path; name: of theirs, for errors.
 
-  ValueError as `check`, as `rows`, and where a stored table of positions is not the computed one.
+  ValueError as `check`, as `rows`, where a stored table of positions is not the computed one, and for numbers that are
+  not finite or no floating-point ones.
   """
-  if layout == "plain":
-    check(
-      {key: theirs[key].shape for key in theirs},
-      {path.replace("/", "."): shape for path, shape in shapes.items()},
-      name,
-    )
-    return {path: np.asarray(theirs[path.replace("/", ".")], np.float32) for path in shapes}
-  known = rows(layout, config, cells)
-  check({key: theirs[key].shape for key in theirs}, {row.key: row.shape for row in known}, name)
-  computed = tables(layout, cells, config.width)
-  for key, table in computed.items():
-    if (apart := np.abs(np.asarray(theirs[key], np.float32) - table).max()) > 1e-3:
+  own = {path.replace("/", "."): path for path in shapes}
+  found = theirs.shapes() if isinstance(theirs, Tensors) else {key: theirs[key].shape for key in theirs}
+  known = [] if layout == "plain" else rows(layout, config, cells)
+  check(found, {row.key: row.shape for row in known} or {key: shapes[path] for key, path in own.items()}, name)
+
+  def read(key: str) -> np.ndarray:
+    array = theirs[key]
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise ValueError(f"{name}: {key} holds {array.dtype}, not floating-point numbers")
+    array = np.asarray(array, np.float32)
+    if not np.isfinite(array).all():
+      raise ValueError(f"{name}: {key} holds numbers that are not finite")
+    return array
+
+  for key, table in tables(layout, cells, config.width).items():
+    if (apart := np.abs(read(key) - table).max()) > 1e-3:
       raise ValueError(
         f"{name}: {key} is no table of sines and cosines ({apart:.2g} apart): it was trained, ours is not"
       )
+  if layout == "plain":
+    return {path: read(key) for key, path in own.items()}
   ours = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
   for row in known:
-    for path, layer, part in back(row, theirs[row.key]):
+    for path, layer, part in back(row, read(row.key)):
       ours[path][... if layer is None else layer] = part
   return ours

@@ -49,7 +49,7 @@ def test_grids():
   for spacing, ends in (("trailing", (1.0, 0.1)), ("leading", (0.901, 0.001)), ("linspace", (1.0, 0.001))):
     grid = Gaussian(spacing=spacing).grid(10)
     assert grid[-1] == 0 and (grid[0], grid[-2]) == pytest.approx(ends) and (np.diff(grid) < 0).all()
-  with pytest.raises(ValueError, match="1001.*1000 timesteps"):
+  with pytest.raises(ValueError, match=r"1001.*1000 timesteps"):
     Gaussian().grid(1001)
   ratio = np.divide(*EDM().levels(EDM().grid(18)[:-1])[::-1]) * EDM().data_std
   np.testing.assert_allclose((ratio[0], ratio[-1]), (80.0, 0.002), rtol=1e-6)  # of 18 steps, table 1

@@ -116,10 +116,8 @@ class Gaussian(Path):
     column = lambda x: x[:, None, None, None, None]
     alpha, sigma = map(column, self.levels(t))
     found, _ = predictions.split(self.prediction, jax.lax.stop_gradient(raw), xt, alpha, sigma)
-    before = jnp.maximum(t, 2 / self.timesteps) - 1 / self.timesteps
-    low, high = (
-      jnp.log(each) for each in variances(*self.levels(jnp.maximum(t, 2 / self.timesteps)), *self.levels(before))
-    )
+    later = jnp.maximum(t, 2 / self.timesteps)
+    low, high = map(jnp.log, variances(*self.levels(later), *self.levels(later - 1 / self.timesteps)))
     alpha_before, sigma_before = map(column, self.levels(t - 1 / self.timesteps))
     step = alpha_before * (1 - (alpha * sigma_before / (alpha_before * sigma)) ** 2)  # how x0 moves the mean
     low, high = column(low), column(high)

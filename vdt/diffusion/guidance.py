@@ -20,7 +20,8 @@ def drop(key: Key[Array, ""], count: int, rate: float) -> Bool[Array, " b"]:
 def guided(denoise: Callable, scale: float, interval: tuple[float, float]) -> Callable:
   """`guided(x, time, t, cond)`: uncond + scale (cond - uncond) where `time` lies in `interval`; 1 = off.
 
-  What a network says of a variance, in channels beyond those of x, stays cond's. A limited interval is arXiv:2404.07724's. `time` is the sampler's scalar clock; `t` holds each frame's time.
+  What a network says of a variance, in channels beyond those of x, stays cond's. A limited interval is
+  arXiv:2404.07724's. `time` is the sampler's scalar clock; `t` holds each frame's time.
   """
   if scale == 1.0:
     return lambda x, time, t, cond: denoise(x, t, cond)

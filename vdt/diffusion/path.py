@@ -17,8 +17,8 @@ Video = Float[Array, "b f h w c"]
 class Path:
   """A diffusion, but for its levels of noise. A subclass is a dataclass with the fields `prediction` and `anomaly`.
 
-  It has `levels`, `inverse`, `times` and `grid`; where it likes, `weight` and `scale`. prediction: what the network puts
-  out (`predictions`). measure: in what the loss is the squared error, by default in that. variance: the network
+  It has `levels`, `inverse`, `times` and `grid`; where it likes, `weight` and `scale`. prediction: what the network
+  puts out (`predictions`). measure: in what the loss is the squared error, by default in that. variance: the network
   puts out as many channels more, for the variance of a step back.
   anomaly: where > 0, a pixel that some frame gives is diffused as its difference from the mean of those frames, times
   this; what moves little against what was given is then as large as the noise (GenCast, arXiv:2312.15796, forecasts
@@ -90,7 +90,7 @@ class Path:
     return (error * hidden).sum(axis=(1, 2, 3, 4)) / jnp.maximum(amount, 1.0)
 
   def parts(self, raw: Float[Array, "b f h w o"], channels: int) -> tuple[Video, Video | None]:
-    """The prediction, and what is said of the variance, if anything. ValueError where the network has other channels."""
+    """The prediction, and what is said of the variance, if anything. ValueError for another number of channels."""
     wanted = channels * (1 + self.variance)
     if raw.shape[-1] != wanted:
       raise ValueError(

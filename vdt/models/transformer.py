@@ -36,11 +36,13 @@ SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:240
 class Network(NamedTuple):
   """`params = init(key)`; `raw = apply(params, x, t, cond)`; params is a plain nested dict of float32 arrays.
 
-  `apply(..., kernels=False)` keeps to what `jax.jvp` and every platform can do.
+  `apply(..., kernels=False)` keeps to what `jax.jvp` and every platform can do. `stages(params, x, t, cond)` is a dict:
+  the tokens (b f n d) as they enter, after each repeat of the pattern, and "out", which is `raw`.
   """
 
   init: Callable
   apply: Callable
+  stages: Callable
 
 
 @dataclasses.dataclass
@@ -188,7 +190,10 @@ class TransformerConfig:
     def apply(params: dict, x: jax.Array, t: jax.Array, cond: dict, kernels: bool = True) -> jax.Array:
       return nnx.merge(graphdef, params)(x, t, cond, kernels)
 
-    return Network(init, apply)
+    def stages(params: dict, x: jax.Array, t: jax.Array, cond: dict) -> dict[str, jax.Array]:
+      return nnx.merge(graphdef, params).stages(x, t, cond)
+
+    return Network(init, apply, stages)
 
 
 def mlp_modulation(block: list[tuple[str, str]]) -> str:
@@ -340,6 +345,17 @@ class VideoDiT(nnx.Module):
       shift, scale = (part[None, None, None] + time[:, :, None] for part in jnp.split(table, 2))
     values = self.out(modulate(self.norm(tokens), shift, scale))
     return rearrange(values, "b f (h w) (p q r c) -> b (f p) (h q) (w r) c", h=cells[1], p=pf, q=ph, r=pw)
+
+  def stages(self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict) -> dict[str, Array]:
+    """See `Network`: the repeats one by one, not as a scan."""
+    tokens, around = self.enter(x, t, cond, False)
+    found = {"embedding": tokens}
+    graphdef, stacked = nnx.split(self.pattern)
+    for number in range(self.config.depth // len(self.config.pattern)):
+      layer = jax.tree.map(lambda leaf, number=number: leaf[number], stacked)
+      tokens = nnx.merge(graphdef, layer)(tokens, around, number)
+      found[f"repeat {number}"] = tokens
+    return {**found, "out": self.leave(tokens, around)}
 
   def repeat(self, tokens: Float[Array, "b f n d"], around: Around) -> Float[Array, "b f n d"]:
     """The pattern, again and again, as one scan: depth costs no compile time."""

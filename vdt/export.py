@@ -1,0 +1,228 @@
+"""A run's weights to where others can use them: a folder with arrays or a program, and a card that says what it is."""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import jinja2
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vdt import ledger, parity, stablehlo, weights, workdirs
+from vdt.averages import Averages
+from vdt.checkpoint import Checkpointer, shapes
+from vdt.config import Config, to_dict
+from vdt.diffusion import Gaussian
+from vdt.sharding import path_name
+from vdt.writer import read_rows
+
+FORMATS = ("safetensors", "orbax", "latte", "vdt", "diffusers", "stablehlo")
+CARD = "card.json"
+
+
+def run(
+  config: Config,
+  workdir: str,
+  format: str,
+  out: str | None,
+  step: int | None,
+  ema: float | None,
+  licence: str,
+  check: bool,
+) -> None:
+  """`vdt export`: writes the average weights of a run as a folder, in one step, and prints it.
+
+  out: where (default: WORKDIR/export/FORMAT); an export that is there is replaced. licence: for the card. check: run
+  the other side as well (`vdt.parity`). ValueError for what the format cannot express, and for an `out` that is
+  no export.
+  """
+  workdirs.refuse_another(workdir, config)
+  config.check()
+  network = config.model.build(config.data.frames, tuple(config.data.size), {})
+  like = jax.eval_shape(network.init, jax.random.key(0))
+  if format in ("latte", "vdt", "diffusers"):
+    refuse(format, config)
+  with Checkpointer(workdir, create=False) as checkpoints:
+    step = checkpoints.there(step)
+    if ema is None:
+      tree = checkpoints.arrays(step, ("ema",))["ema"]
+    else:
+      here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
+      with Averages(workdir, create=False) as averages:
+        tree = jax.tree.map(np.asarray, averages.restore(placed, step, ema))
+  arrays = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  del tree
+  weights.check({path: array.shape for path, array in arrays.items()}, shapes(like), f"{workdir} step {step}")
+  folder = pathlib.Path(out or f"{workdir}/export/{format}")
+  facts = card(config, workdir, format, step, ema, licence, arrays)
+  with replacing(folder) as new:
+    WRITERS[format](new, config, like, arrays, facts)
+    (new / CARD).write_text(json.dumps(facts, indent=2) + "\n")
+    page = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), keep_trailing_newline=True).get_template("card.md.j2")
+    (new / "README.md").write_text(page.render(facts, config_text=json.dumps(facts["config"], indent=2)))
+    if check:
+      print(parity.report(format, config, new), file=sys.stderr)
+  print(f"step {step} as {format}: {folder}")
+
+
+@contextmanager
+def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A new folder beside `folder` that takes its place when all is written; after an error nothing has changed.
+
+  ValueError where `folder` holds something that is no export; OSError where it cannot be written.
+  """
+  if folder.exists() and not (folder / CARD).exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise ValueError(f"{folder} is there, and no export (it has no {CARD}): name another --out")
+  new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+  try:
+    for left in (new, old):
+      shutil.rmtree(left, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    if folder.exists():
+      folder.rename(old)
+    new.rename(folder)
+  except OSError as error:
+    raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
+  finally:
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def card(
+  config: Config, workdir: str, format: str, step: int, ema: float | None, licence: str, arrays: dict[str, np.ndarray]
+) -> dict[str, Any]:
+  """What a reader must know of these weights."""
+  stored = workdirs.read(workdir)
+  try:
+    data = config.data.fingerprint()
+  except Exception as error:  # whatever a user's data raises where it is not at hand
+    data = f"unknown: the data set is not here ({type(error).__name__})"
+  evaluation = epath.Path(workdir) / "evaluation.json"
+  measured = {name: value for row in read_rows(workdir) if row["step"] == step for name, value in row.items()}
+  return {
+    "format": format,
+    "licence": licence,
+    "experiment": " ".join(stored["origin"]),
+    "step": step,
+    "average": config.ema if ema is None else {"relative length": ema},
+    "parameters": sum(array.size for array in arrays.values()),
+    "data": {"fingerprint": data, "name": type(config.data).__name__},
+    "metrics": measured,
+    "evaluation": json.loads(evaluation.read_text()) if evaluation.exists() else None,
+    "ledger": ledger.summary(ledger.read(workdir)),
+    "environment": stored["environment"],
+    "exported_by": workdirs.environment(),
+    "config": to_dict(config),
+  }
+
+
+def refuse(format: str, config: Config) -> None:
+  """ValueError naming all that a foreign layout cannot express, of the model and of its diffusion."""
+  wrong = weights.refuse(format, config.model)
+  if not isinstance(config.diffusion, Gaussian):
+    wrong.append(f"diffusion {type(config.diffusion).__name__} (it is Gaussian there)")
+  elif config.diffusion.timesteps != 1000 or config.diffusion.anomaly:
+    wrong.append("diffusion.timesteps or diffusion.anomaly (they are 1000 and 0 there)")
+  if format == "diffusers" and max(config.data.size) >= 128:
+    wrong.append(f"data.size {tuple(config.data.size)} (positions of 128 and more are scaled there)")
+  if format == "diffusers" and config.data.size[0] != config.data.size[1]:
+    wrong.append(f"data.size {tuple(config.data.size)} (it is square there)")
+  if wrong:
+    raise ValueError(f"format {format} cannot express {'; '.join(wrong)}: take --format safetensors")
+
+
+def to_orbax(folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict) -> None:
+  tree = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], like)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+    checkpointer.save((folder / "params").absolute(), args=ocp.args.PyTreeSave(tree))
+
+
+def to_safetensors(folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict) -> None:
+  named = {path.replace("/", "."): array for path, array in arrays.items()}
+  metadata = {"format": "pt", "vdt": json.dumps(facts["config"])}
+  write(folder / "model.safetensors", shapes(named), named.__getitem__, metadata)
+
+
+def to_layout(
+  layout: str, name: str, folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict
+) -> None:
+  cells = config.model.cells(config.data.frames, tuple(config.data.size))
+  computed = weights.tables(layout, cells, config.model.width)
+  rows = {row.key: row for row in weights.rows(layout, config.model, cells)}
+  make = lambda key: weights.there(rows[key], arrays, computed)
+  write(folder / name, {key: row.shape for key, row in rows.items()}, make, {"format": "pt"})
+
+
+def to_diffusers(folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict) -> None:
+  """A folder for `LatteTransformer3DModel.from_pretrained`, and scheduler/ for a scheduler's."""
+  to_layout("diffusers", "diffusion_pytorch_model.safetensors", folder, config, like, arrays, facts)
+  (folder / "config.json").write_text(json.dumps(parity.diffusers_config(config), indent=2) + "\n")
+  (folder / "scheduler").mkdir()
+  (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler(config.diffusion), indent=2) + "\n")
+
+
+def scheduler(diffusion: Gaussian) -> dict[str, Any]:
+  """diffusers' config of a scheduler for a diffusion, by its names."""
+  return {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": diffusion.timesteps,
+    "beta_schedule": {"cosine": "squaredcos_cap_v2"}.get(diffusion.schedule, diffusion.schedule),
+    "beta_start": diffusion.betas[0],
+    "beta_end": diffusion.betas[1],
+    "prediction_type": {"noise": "epsilon", "x0": "sample", "v": "v_prediction"}[diffusion.prediction],
+    "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
+    "timestep_spacing": diffusion.spacing,
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+  }
+
+
+def to_stablehlo(folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict) -> None:
+  stablehlo.write(folder, config, like)
+  with open(folder / "params.npz", "wb") as file:
+    np.savez(file, **{path.replace("/", "."): array for path, array in arrays.items()})
+
+
+def write(
+  path: pathlib.Path, wanted: dict[str, tuple[int, ...]], make: Callable[[str], np.ndarray], metadata: dict[str, str]
+) -> None:
+  """A safetensors file of float32 arrays, made one after the other: the library's own writer holds all of them twice.
+
+  The format is a length, a JSON header and the bytes (github.com/huggingface/safetensors, "Format"). Read back by its
+  library it has exactly `wanted`.
+  """
+  header: dict[str, Any] = {"__metadata__": metadata}
+  end = 0
+  for key, shape in wanted.items():
+    begin, end = end, end + 4 * math.prod(shape)
+    header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  with open(path, "wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for key in wanted:
+      file.write(memoryview(np.ascontiguousarray(make(key), "<f4")).cast("B"))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+WRITERS: dict[str, Callable] = {
+  "safetensors": to_safetensors,
+  "orbax": to_orbax,
+  "latte": partial(to_layout, "latte", "model.safetensors"),
+  "vdt": partial(to_layout, "vdt", "model.safetensors"),
+  "diffusers": to_diffusers,
+  "stablehlo": to_stablehlo,
+}

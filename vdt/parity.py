@@ -1,0 +1,154 @@
+"""What a format's other side makes of the same weights and input: the largest differences, stage by stage."""
+
+import pathlib
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from vdt import stablehlo, weights
+from vdt.checkpoint import shapes
+from vdt.config import Config
+from vdt.models import TransformerConfig, presets
+from vdt.sharding import path_name
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "tests" / "parity"
+"""Arrays that the other implementations made, in a checkout of the sources."""
+TINY = {
+  "latte_tiny_class": ("latte", presets.latte("S", depth=4, width=64, heads=4, classes=10, dtype="float32")),
+  "latte_tiny_uncond": ("latte", presets.latte("S", depth=2, width=48, heads=3, dtype="float32")),
+  "vdt_tiny": ("vdt", presets.vdt("S", depth=2, width=48, heads=3, dtype="float32")),
+  "diffusers_latte_tiny": ("diffusers", presets.latte_text(depth=4, width=32, heads=2, text=24, dtype="float32")),
+}
+
+
+def tree(like: Any, arrays: dict[str, np.ndarray]) -> Any:
+  """Arrays by path as a tree of parameters like `like`."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(arrays[path_name(path)]), like)
+
+
+def golden(name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Our output and theirs (b f h w o), for the weights and the input of a golden file. FileNotFoundError without it."""
+  with np.load(GOLDEN / f"{name}.npz") as file:
+    theirs = {key: file[key] for key in file.files}
+  layout, model = TINY[name]
+  x = theirs["in/x"] if layout != "diffusers" else theirs["in/x"].swapaxes(1, 2)  # b f c h w
+  x = rearrange(x, "b f c h w -> b f h w c")
+  cells = model.cells(x.shape[1], x.shape[2:4])
+  network = model.build(x.shape[1], x.shape[2:4], {})
+  like = jax.eval_shape(network.init, jax.random.key(0))
+  held = {key[2:]: value for key, value in theirs.items() if key.startswith("w/")}
+  ours = weights.adopt(layout, model, cells, shapes(like), held, name)
+  t = np.broadcast_to((theirs["in/t"][:, None] + 1) / 1000, x.shape[:2]).astype(np.float32)
+  cond = {"given": np.zeros((*x.shape[:4], 1), np.float32)}
+  if "in/y" in theirs:
+    cond |= {"label": theirs["in/y"], "null": theirs["in/y"] == model.classes}
+  elif model.classes:
+    cond |= {"label": np.zeros(len(x), np.int32), "null": np.zeros(len(x), bool)}
+  if model.text:
+    cond |= {"text": theirs["in/text"], "text_seen": theirs["in/text_mask"] > 0}
+  out = theirs["out_masked"] if model.text else theirs["out"]
+  pattern = "b c f h w -> b f h w c" if layout == "diffusers" else "b f c h w -> b f h w c"
+  return np.asarray(jax.jit(network.apply)(tree(like, ours), x, t, cond)), rearrange(out, pattern)
+
+
+def sample_input(config: Config) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+  """One clip of noise of the config's shape, a time, and a condition of each kind."""
+  rng, model = np.random.default_rng(0), config.model
+  x = rng.standard_normal((1, config.data.frames, *config.data.size, model.channels)).astype(np.float32)
+  cond: dict[str, np.ndarray] = {"given": np.zeros((*x.shape[:4], 1), np.float32)}
+  cond |= {"label": np.zeros(1, np.int32), "null": np.zeros(1, bool)}
+  if model.text:
+    cond |= {"text": rng.standard_normal((1, 7, model.text)).astype(np.float32), "text_seen": np.ones((1, 7), bool)}
+  return x, np.full(x.shape[:2], 0.5, np.float32), cond
+
+
+def report(format: str, config: Config, folder: pathlib.Path) -> str:
+  """What was exported to `folder`, or lies there to be imported, against ours: text for the terminal.
+
+  diffusers' model runs where diffusers is installed, an exported program always; other arrays are read back, and the
+  layout is checked on the golden arrays of the original, where they are.
+  """
+  if format == "stablehlo":
+    title, errors = "the program, loaded again, against the network", stablehlo.check(folder, config)
+  elif format == "diffusers" and (version := installed("diffusers")) and installed("torch"):
+    title, errors = f"diffusers {version} against ours", diffusers_errors(config, folder)
+  elif format in ("orbax", "safetensors", "plain"):
+    return "parity: the layout is our own, there is no other side"
+  else:
+    names = [name for name, (layout, _) in TINY.items() if layout == format and (GOLDEN / f"{name}.npz").exists()]
+    if not names:
+      return f"parity: not checked: {format}'s own code is not installed, and no golden arrays are in {GOLDEN}"
+    title = f"the original's golden arrays against ours ({format}'s own code is not installed)"
+    errors = {name: difference(*golden(name)) for name in names}
+  lines = [f"  {name:24} {error:.2g} of {size:.3g}" for name, (error, size) in errors.items()]
+  return "\n".join([f"parity: {title}, the largest differences:", *lines])
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+  """The largest difference, and the largest value."""
+  return float(np.abs(np.asarray(ours, np.float32) - theirs).max()), float(np.abs(theirs).max())
+
+
+def installed(package: str) -> str:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return ""
+
+
+def diffusers_config(config: Config) -> dict[str, Any]:
+  """config.json of diffusers' LatteTransformer3DModel for a model that `weights.refuse` lets pass."""
+  model: TransformerConfig = config.model
+  return {
+    "_class_name": "LatteTransformer3DModel",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_head_dim": model.width // model.heads,
+    "caption_channels": model.text,
+    "cross_attention_dim": model.width,
+    "in_channels": model.channels,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "norm_type": "ada_norm_single",
+    "num_attention_heads": model.heads,
+    "num_embeds_ada_norm": 1000,
+    "num_layers": model.depth // 2,
+    "out_channels": model.outputs,
+    "patch_size": model.patch[1],
+    "sample_size": config.data.size[0],
+    "video_length": config.data.frames,
+  }
+
+
+def diffusers_errors(config: Config, folder: pathlib.Path) -> dict[str, tuple[float, float]]:
+  """Of each stage, for the weights in `folder`, which diffusers loads as well."""
+  import torch
+  from diffusers import LatteTransformer3DModel
+
+  x, t, cond = sample_input(config)
+  model, found = LatteTransformer3DModel.from_pretrained(str(folder), torch_dtype=torch.float32).eval(), {}
+  frames, cells = config.data.frames, config.model.cells(config.data.frames, tuple(config.data.size))
+
+  def keep(name: str, pattern: str, **sizes: int) -> Any:
+    return lambda module, inputs, out: found.update({name: rearrange(out.numpy(), pattern, **sizes)})
+
+  model.pos_embed.register_forward_hook(keep("embedding", "(b f) n d -> b f n d", f=frames))
+  for number, block in enumerate(model.temporal_transformer_blocks):
+    block.register_forward_hook(keep(f"repeat {number}", "(b n) f d -> b f n d", n=cells[1] * cells[2]))
+  with torch.no_grad():
+    out = model(
+      torch.from_numpy(rearrange(x, "b f h w c -> b c f h w")),
+      timestep=torch.full((1,), 499),
+      encoder_hidden_states=torch.from_numpy(cond["text"]),
+    )
+  found["out"] = rearrange(out.sample.numpy(), "b c f h w -> b f h w c")
+  network = config.model.build(frames, tuple(config.data.size), {})
+  like = jax.eval_shape(network.init, jax.random.key(0))
+  held = weights.Tensors(folder / "diffusion_pytorch_model.safetensors")
+  ours = weights.adopt("diffusers", config.model, cells, shapes(like), held, str(folder))
+  stages = jax.jit(network.stages)(tree(like, ours), x, t, cond)
+  return {name: difference(np.asarray(stages[name]), theirs) for name, theirs in found.items()}

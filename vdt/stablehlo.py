@@ -1,0 +1,111 @@
+"""The denoiser and the whole sampler as programs that run without vdt: StableHLO for CPU, CUDA and TPU."""
+
+import pathlib
+import zipfile
+from functools import partial
+from typing import Any
+
+import flatbuffers
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from vdt.config import Config
+from vdt.sharding import path_name
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def programs(config: Config, like: Any) -> dict[str, export.Exported]:
+  """ "denoiser" `(params, x, t, cond)` and "sampler" `(params, key_data, clips, cond)`, for any number of videos.
+
+  params: a list, in the order of `names`. key_data: (b, 2) uint32. The attention is the one of plain products, which
+  all platforms compile.
+  """
+  network = config.model.build(config.data.frames, tuple(config.data.size), {})
+  leaves, structure = jax.tree.flatten(like)
+  apply = lambda params, x, t, cond: network.apply(jax.tree.unflatten(structure, params), x, t, cond, kernels=False)
+
+  def sampler(params: list, key_data: jax.Array, clips: jax.Array, cond: dict) -> jax.Array:
+    keys = jax.random.wrap_key_data(key_data)
+    made = config.sampler.sample(config.diffusion, partial(apply, params), keys, clips, cond)
+    return jnp.clip(made, -1.0, 1.0) if config.model.channels == 3 else made
+
+  b, l = export.symbolic_shape("b, l")
+  video = (b, config.data.frames, *config.data.size)
+  array = lambda shape, dtype="float32": jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+  cond = {"given": array((*video, 1)), "label": array((b,), "int32"), "null": array((b,), "bool")}
+  if config.model.text:
+    cond |= {"text": array((b, l, config.model.text)), "text_seen": array((b, l), "bool")}
+  clips, params = array((*video, config.model.channels)), [array(leaf.shape, leaf.dtype) for leaf in leaves]
+  make = lambda function, *args: export.export(jax.jit(function), platforms=PLATFORMS)(*args)
+  return {
+    "denoiser": make(apply, params, clips, array(video[:2]), cond),
+    "sampler": make(sampler, params, array((b, 2), "uint32"), clips, cond),
+  }
+
+
+def names(like: Any) -> list[str]:
+  """The parameters in the order in which programs take them, as params.npz names them."""
+  return [path_name(path).replace("/", ".") for path, _ in jax.tree_util.tree_leaves_with_path(like)]
+
+
+def write(folder: pathlib.Path, config: Config, like: Any) -> None:
+  """denoiser.stablehlo, sampler.stablehlo, and sample.py, which runs the sampler with jax alone.
+
+  What jax reads programs with, and does not install, is put beside them: flatbuffers (Apache-2.0), 100 kB.
+  """
+  for name, program in programs(config, like).items():
+    (folder / f"{name}.stablehlo").write_bytes(program.serialize())
+  reader = pathlib.Path(flatbuffers.__file__).parent
+  with zipfile.ZipFile(folder / "flatbuffers.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    for path in sorted(reader.rglob("*.py")):
+      archive.write(path, path.relative_to(reader.parent))
+  shape = (config.data.frames, *config.data.size, config.model.channels)
+  text = SCRIPT.replace("SHAPE", repr(shape)).replace("TEXT", repr(config.model.text))
+  (folder / "sample.py").write_text(text)
+
+
+def check(folder: pathlib.Path, config: Config) -> dict[str, tuple[float, float]]:
+  """The largest difference of the stored denoiser from the network it was made of, and the largest value."""
+  from vdt.parity import difference, sample_input
+
+  network = config.model.build(config.data.frames, tuple(config.data.size), {})
+  like = jax.eval_shape(network.init, jax.random.key(0))
+  with np.load(folder / "params.npz") as file:
+    params = [file[name] for name in names(like)]
+  x, t, cond = sample_input(config)
+  stored = export.deserialize(bytearray((folder / "denoiser.stablehlo").read_bytes())).call(params, x, t, cond)
+  ours = jax.jit(network.apply)(jax.tree.unflatten(jax.tree.structure(like), params), x, t, cond)
+  return {"out": difference(np.asarray(ours), np.asarray(stored))}
+
+
+SCRIPT = '''\
+"""Samples from the model in this folder with jax alone: python sample.py [COUNT] [SEED] [LABEL]; writes videos.npy."""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax import export
+
+here, shape, text = pathlib.Path(__file__).parent, SHAPE, TEXT  # frames, height, width, channels; of a token of text
+sys.path.append(str(here / "flatbuffers.zip"))
+count, seed, label = (int(value) for value in [*sys.argv[1:], *(8, 0, -1)[len(sys.argv) - 1 :]])
+with np.load(here / "params.npz") as file:
+  params = [file[name] for name in file.files]
+sampler = export.deserialize(bytearray((here / "sampler.stablehlo").read_bytes()))
+run, key, made = jax.jit(sampler.call), jax.random.split(jax.random.key(seed))[1], []
+for begin in range(0, count, 32):  # as many at once as vdt makes: other numbers of rows round otherwise
+  rows = np.minimum(np.arange(begin, begin + 32), count - 1)
+  keys = jax.vmap(lambda number: jax.random.key_data(jax.random.fold_in(key, number)))(rows)
+  clips, labels = np.zeros((32, *shape), np.float32), np.full(32, label, np.int32)  # a label below 0: none
+  cond = {"given": np.zeros((*clips.shape[:4], 1), np.float32), "label": np.maximum(labels, 0), "null": labels < 0}
+  if text:  # tokens of zeros: no text
+    cond |= {"text": np.zeros((32, 1, text), np.float32), "text_seen": np.ones((32, 1), bool)}
+  made.append(np.asarray(run(params, keys, clips, cond)))
+videos = np.concatenate(made)[:count]
+np.save("videos.npy", np.round((videos + 1) * 127.5).astype(np.uint8) if shape[-1] == 3 else videos)
+'''
