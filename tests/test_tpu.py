@@ -63,3 +63,24 @@ def test_layouts_switch_by_all_to_all_and_gather_no_activations(compiled, patter
   found = compiled(pattern, data=2, sequence=4)
   assert found["all-to-all"] == 2 * switches
   assert max(found["all-gather"], default=0) <= BATCHES // 2 * FRAMES * 3 * WIDTH
+
+
+def test_an_exported_sampler_compiles_for_a_slice():
+  """The program that `vdt export --format stablehlo` writes, read back, for a chip that is not there."""
+  from jax import export
+
+  from experiments import published
+  from vdt import stablehlo
+
+  config = published.get_config("tiny")
+  network = config.model.build(config.data.frames, tuple(config.data.size), {})
+  like = jax.eval_shape(network.init, jax.random.key(0))
+  program = export.deserialize(bytearray(stablehlo.programs(config, like)["sampler"].serialize()))
+  mesh = Mesh(data=1).build(topology.describe("v5e:2x4").devices[:1])
+  b, f, (h, w) = 4, config.data.frames, config.data.size
+  one = NamedSharding(mesh, jax.sharding.PartitionSpec())
+  array = lambda shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=one)
+  cond = {"given": array((b, f, h, w, 1)), "label": array((b,), "int32"), "null": array((b,), "bool")}
+  params = [array(leaf.shape) for leaf in jax.tree.leaves(like)]
+  compiled = jax.jit(program.call).lower(params, array((b, 2), "uint32"), array((b, f, h, w, 3)), cond).compile()
+  assert "while" in compiled.as_text() and compiled.memory_analysis().peak_memory_in_bytes > 0

@@ -259,7 +259,7 @@ def adopt(
     return array
 
   for key, table in tables(layout, cells, config.width).items():
-    if (apart := np.abs(read(key) - table).max()) > 1e-3:
+    if (apart := np.abs(read(key) - table).max()) > 5e-3:  # bfloat16 rounds 1 to so much
       raise ValueError(
         f"{name}: {key} is no table of sines and cosines ({apart:.2g} apart): it was trained, ours is not"
       )
