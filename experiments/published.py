@@ -5,10 +5,10 @@ r"""Published architectures and the diffusion they were trained with: to import 
   vdt export --workdir runs/latte --format latte
   vdt train --config experiments/published.py:tiny --workdir runs/published
 
-Variants: latte-s, latte-b, latte-l, latte-xl (without classes), latte-xl-ucf101 (101 classes), vdt-s, vdt-l, latte-1 (text, in
-diffusers' layout), all of 16 frames of latents of 32 x 32, but for latte-1's 64 x 64, whose decoder is not ours; tiny and
-tiny-vdt: Latte and VDT in small, on pixels of simulated clips. Measured: nothing yet. Training needs latents in `data`,
-which are not read yet.
+Variants: latte-s, latte-b, latte-l, latte-xl (without classes), latte-xl-ucf101 (101 classes), vdt-s, vdt-l, latte-1
+(text, in diffusers' layout), all of 16 frames of latents of 32 x 32, but for latte-1's 64 x 64, whose decoder is not
+ours; tiny, tiny-vdt and tiny-latte-1: the three in small, on pixels of simulated clips, the last without its text.
+Measured: nothing yet. Training the large ones needs latents in `data`, which are not read yet.
 """
 
 from data_pipelines.clips import Clips, SimulatedClips
@@ -42,11 +42,13 @@ def get_config(variant: str = "latte-xl") -> Config:
   )
   small = dict(depth=2, width=32, heads=2, channels=3, patch=(1, 4, 4), dtype="float32")
   match variant:
-    case "tiny" | "tiny-vdt":
+    case "tiny" | "tiny-vdt" | "tiny-latte-1":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=8)
-      config.model = (
-        presets.latte("S", **small, classes=4) if variant == "tiny" else presets.vdt("S", **small, classes=4)
-      )
+      config.model = {
+        "tiny": lambda: presets.latte("S", **small, classes=4),
+        "tiny-vdt": lambda: presets.vdt("S", **small, classes=4),
+        "tiny-latte-1": lambda: presets.latte_text(**small, text=8),
+      }[variant]()
       config.sampler.steps = 4
       config.optimizer = AdamW(lr=1e-3, warmup=5)
       config.steps, config.log_every, config.save_every = 20, 5, 10
@@ -57,5 +59,5 @@ def get_config(variant: str = "latte-xl") -> Config:
     case _ if variant in MODELS:
       config.model = MODELS[variant]()
     case _:
-      raise ValueError(f"unknown variant {variant!r}: choose from {', '.join(MODELS)}, tiny, tiny-vdt")
+      raise ValueError(f"unknown variant {variant!r}: choose from {', '.join(MODELS)}, tiny, tiny-vdt, tiny-latte-1")
   return config

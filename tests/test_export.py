@@ -59,7 +59,7 @@ def experiment(folder, variant="tiny", **fields):
 def test_the_network_is_the_originals(name):
   ours, theirs = parity.golden(name)
   assert np.abs(theirs).max() > 0.5, "the golden arrays are some"
-  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  np.testing.assert_allclose(ours, theirs, atol=3e-5)  # in float32 a t of 0.778 is 3e-5 of a timestep off
 
 
 @pytest.mark.parametrize("layout", MODELS)

@@ -101,8 +101,13 @@ def load(data: np.ndarray, infos: dict[str, zipfile.ZipInfo]) -> dict:
 
   if "byteorder" in infos and (order := record("byteorder").tobytes()) != b"little":
     raise ValueError(f"its byteorder is {order!r}; convert it on a little-endian machine, {ANEW}")
+  pickle = record("data.pkl").tobytes()
   try:
-    value = follow(record("data.pkl").tobytes(), storage)
+    opcodes = [(opcode.name, value) for opcode, value, _ in pickletools.genops(pickle)]
+  except ValueError as error:
+    raise ValueError(f"record data.pkl is damaged ({error})") from error
+  try:
+    value = follow(opcodes, storage)
   except (LookupError, TypeError) as error:
     raise ValueError(f"record data.pkl is damaged ({type(error).__name__}: {error})") from error
   if not isinstance(value, dict):
@@ -110,8 +115,9 @@ def load(data: np.ndarray, infos: dict[str, zipfile.ZipInfo]) -> dict:
   return value
 
 
-def follow(pickle: bytes, storage: Callable[[Any, str], np.ndarray]) -> Any:
-  """The value of a pickle. storage: a storage's elements, from its persistent id and the name of its tensor.
+def follow(opcodes: list[tuple[str, Any]], storage: Callable[[Any, str], np.ndarray]) -> Any:
+  """The value of a pickle, from its opcodes and their arguments. storage: its elements, from its persistent id and the
+  name of its tensor.
 
   ValueError for what torch.save does not write, or LookupError or TypeError if it is damaged.
   """
@@ -127,29 +133,29 @@ def follow(pickle: bytes, storage: Callable[[Any, str], np.ndarray]) -> Any:
     del stack[len(stack) - count :]
     return items
 
-  for opcode, value, _ in pickletools.genops(pickle):
-    match opcode.name:
+  for opcode, value in opcodes:
+    match opcode:
       case "PROTO" | "FRAME":
         pass
       case "STOP":
         return stack.pop()
       case "NONE" | "NEWTRUE" | "NEWFALSE":
-        stack.append(CONSTANTS[opcode.name])
+        stack.append(CONSTANTS[opcode])
       case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
         stack.append(value)
       case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-        stack.append(EMPTY[opcode.name]())
+        stack.append(EMPTY[opcode]())
       case "MARK":
         marks.append(len(stack))
       case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-        stack.append(tuple(pop(int(opcode.name[5:] or len(stack) - marks.pop()))))
+        stack.append(tuple(pop(int(opcode[5:] or len(stack) - marks.pop()))))
       case "APPEND" | "APPENDS":
-        items = pop(1 if opcode.name == "APPEND" else len(stack) - marks.pop())
+        items = pop(1 if opcode == "APPEND" else len(stack) - marks.pop())
         if not isinstance(stack[-1], list):
           raise ValueError("refused: it appends to what is no list")
         stack[-1].extend(items)
       case "SETITEM" | "SETITEMS":
-        items = pop(2 if opcode.name == "SETITEM" else len(stack) - marks.pop())
+        items = pop(2 if opcode == "SETITEM" else len(stack) - marks.pop())
         fill(stack[-1], items[::2], items[1::2])
       case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
         memo[len(memo) if value is None else value] = stack[-1]
@@ -175,8 +181,8 @@ def follow(pickle: bytes, storage: Callable[[Any, str], np.ndarray]) -> Any:
           raise ValueError("refused: it sets attributes of what has none")
         if function.name == "argparse Namespace":  # an OrderedDict's are the versions of modules
           fill(stack[-1], [*state], [*state.values()])
-      case other:
-        raise ValueError(f"refused: opcode {other}, which torch.save does not write")
+      case _:
+        raise ValueError(f"refused: opcode {opcode}, which torch.save does not write")
 
 
 def fill(into: Any, keys: list, values: list) -> None:
