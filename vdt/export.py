@@ -6,7 +6,9 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,6 +29,8 @@ from vdt.writer import read_rows
 
 FORMATS = ("safetensors", "orbax", "latte", "vdt", "diffusers", "stablehlo")
 CARD = "card.json"
+FLUSH = 2**28
+"""Bytes after which what is written goes to the disk, so that it is not all left for the end."""
 
 
 def run(
@@ -51,6 +55,7 @@ def run(
   like = jax.eval_shape(network.init, jax.random.key(0))
   if format in ("latte", "vdt", "diffusers"):
     refuse(format, config)
+  start = time.perf_counter()
   with Checkpointer(workdir, create=False) as checkpoints:
     step = checkpoints.there(step)
     if ema is None:
@@ -63,10 +68,13 @@ def run(
   arrays = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   del tree
   weights.check({path: array.shape for path, array in arrays.items()}, shapes(like), f"{workdir} step {step}")
+  print(f"read in {time.perf_counter() - start:.2f} s", file=sys.stderr)
   folder = pathlib.Path(out or f"{workdir}/export/{format}")
   facts = card(config, workdir, format, step, ema, licence, arrays)
   with replacing(folder) as new:
+    start = time.perf_counter()
     WRITERS[format](new, config, like, arrays, facts)
+    print(f"written in {time.perf_counter() - start:.2f} s", file=sys.stderr)
     (new / CARD).write_text(json.dumps(facts, indent=2) + "\n")
     page = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), keep_trailing_newline=True).get_template("card.md.j2")
     (new / "README.md").write_text(page.render(facts, config_text=json.dumps(facts["config"], indent=2)))
@@ -210,12 +218,25 @@ def write(
     header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)
-  with open(path, "wb") as file:
+
+  with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
     file.write(len(text).to_bytes(8, "little") + text)
-    for key in wanted:
-      file.write(memoryview(np.ascontiguousarray(make(key), "<f4")).cast("B"))
-    file.flush()
+    written, flushed, waiting = writer.submit(bool), flusher.submit(bool), 0
+    for key in wanted:  # one is made, the one before written, those before that flushed
+      array = np.ascontiguousarray(make(key), "<f4")
+      written.result()
+      written, waiting = writer.submit(put, file, array), waiting + array.nbytes
+      if waiting > FLUSH and flushed.done():
+        flushed, waiting = flusher.submit(os.fdatasync, file.fileno()), 0
+    written.result()
     os.fsync(file.fileno())
+
+
+def put(file: Any, array: np.ndarray) -> None:
+  """Writes all of an array, of which a file takes 2 GiB at once at most."""
+  left = memoryview(array).cast("B")
+  while left:
+    left = left[file.write(left) :]
 
 
 WRITERS: dict[str, Callable] = {

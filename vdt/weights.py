@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -174,7 +175,10 @@ def there(row: Row, ours: Arrays, computed: Arrays) -> np.ndarray:
   parts = [ours[path] if layer is None else ours[path][layer] for path, layer in row.parts]
   match row.kind:
     case "matrix":
-      return np.concatenate([part.T for part in parts]) if len(parts) > 1 else parts[0].T
+      made = np.empty(row.shape, parts[0].dtype)
+      for place, part in zip(np.split(made, len(parts)), parts):
+        cv2.transpose(part, place)  # NumPy takes six times as long
+      return made
     case "patch":
       d, c, p, q = row.shape
       return parts[0].reshape(p, q, c, d).transpose(3, 2, 0, 1)

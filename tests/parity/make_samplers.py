@@ -1,29 +1,16 @@
-"""Writes samplers.npz: what diffusers' schedulers make of a network that is a formula, step by step.
+"""Makes samplers.npz: diffusers' schedulers, step by step, on a network that is a formula.
 
-Run with diffusers 0.42.1, torch 2.13.0, jax 0.10.2, numpy 2.4.6 on a CPU (the file's `versions`):
+  python tests/parity/make_samplers.py    (needs extra [bench])
 
-  python tests/parity/make_samplers.py
-
-The network returns 0.9 tanh(1.3 x + s) in float32, where s in (0, 1] is the time: (timestep + 1) / 1000, or the sigma of
-flow matching. Videos are (b f h w c) in the file and (b c f h w) here. Example i has the i-th of two JAX keys; its noise
-number k, 0 the start's and k from 1 the k-th step's, is drawn from `fold_in(key, k)`.
-
-For each case: `CASE/grid`, the time of each evaluation of the network and a last 0, and `CASE/x`, what the network was
-given at each and the end. Those of `flow_heun` have two evaluations a step but the last.
-
-diffusers keeps its tables in float32, which moves some results by more than 2e-6. So all cases but flow matching, whose
-sigmas are made and used in float32, have here the same tables in float64, and videos in float64 between evaluations. The
-script prints by how much that changes each case.
-
-Three things that diffusers does by itself:
-- DDIM steps by timesteps // steps whatever the spacing: `ddim_linspace` evaluates at timestep 999, 888, ..., and steps
-  to the noise of 899, 788, ...: `ddim_linspace/after`. In `ddim_linspace_even` it is made to step to the next of the grid.
-- DDPM adds noise in the last step too if its timestep is not 0, with a variance of at least 1e-20. With a learned
-  variance that is a mean of logarithms, so far from nothing: `ddpm_learned/end` is the end without that noise.
-- The multi-step solvers' linspace has a point more, and leaves out timestep 0.
+The network is y = 0.9 tanh(1.3 x + t), where t is (timestep + 1) / timesteps, or sigma for flow matching; where it predicts
+noise, sigma x + 0.2 alpha y, so that x0 stays small; of a learned variance it says tanh(x). Videos are (b f h w c); noise is JAX's, as `vdt.diffusion.sampler` draws it: number 0 at the start, k in step
+k. For each case: `NAME/grid`, the times of all evaluations and 0 at the end; `NAME/x`, what each evaluation saw, and
+what came out. The tables of noise levels are made anew in float64, and samples are kept in it: diffusers' float32
+ones are 1e-5 apart. Left out are DDIM with linspace spacing, which there goes back by 100 from timesteps that are 111 apart,
+and learned variances of fewer steps than timesteps, whose most is the variance of one timestep there.
 """
 
-import sys
+import importlib.metadata
 from pathlib import Path
 from unittest import mock
 
@@ -32,102 +19,123 @@ import jax
 import numpy as np
 import torch
 
-SHAPE = (2, 3, 4, 4, 2)
+KEYS = jax.random.split(jax.random.key(0), 2)
+SHAPE = (3, 4, 4, 2)
 STEPS = 10
-KEYS = jax.random.split(jax.random.key(0), SHAPE[0])
+LINEAR = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+TEN = dict(num_train_timesteps=10, beta_start=0.01, beta_end=0.5, beta_schedule="linear")
+COSINE = dict(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+PLAIN = dict(clip_sample=False, timestep_spacing="trailing")
 SOLVER = dict(solver_order=2, final_sigmas_type="zero", lower_order_final=True)
-DPM = dict(SOLVER, algorithm_type="dpmsolver++", solver_type="midpoint", euler_at_final=False)
-UNIPC = dict(SOLVER, solver_type="bh2", predict_x0=True)
-V_COSINE = dict(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
-TIMES = np.linspace(1, 0, STEPS + 1)[:-1]
-
-# Each with its scheduler, what differs from epsilon and the linear schedule, and the arguments of each step.
 CASES = {
-  "ddim": ("DDIM", dict(timestep_spacing="trailing"), dict(eta=0.0)),
-  "ddim_eta1": ("DDIM", dict(timestep_spacing="trailing"), dict(eta=1.0)),
-  "ddim_v_cosine": ("DDIM", V_COSINE, {}),
-  "ddim_v_zero_snr": (
-    "DDIM",
-    dict(timestep_spacing="trailing", prediction_type="v_prediction", rescale_betas_zero_snr=True),
-    {},
+  "ddim": (diffusers.DDIMScheduler, {**LINEAR, **PLAIN}),
+  "ddim eta": (diffusers.DDIMScheduler, {**LINEAR, **PLAIN}),
+  "ddim v cosine": (diffusers.DDIMScheduler, {**COSINE, **PLAIN, "prediction_type": "v_prediction"}),
+  "ddim v zero": (
+    diffusers.DDIMScheduler,
+    {**LINEAR, **PLAIN, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
   ),
-  "ddim_x0": ("DDIM", dict(timestep_spacing="trailing", prediction_type="sample"), {}),
-  "ddim_leading": ("DDIM", dict(timestep_spacing="leading", steps_offset=0), {}),
-  "ddim_linspace": ("DDIM", dict(timestep_spacing="linspace"), {}),
-  "ddim_linspace_even": ("DDIM", dict(timestep_spacing="linspace"), {}),
-  "ddpm": ("DDPM", dict(timestep_spacing="trailing", variance_type="fixed_small"), {}),
-  "ddpm_learned": ("DDPM", dict(timestep_spacing="trailing", variance_type="learned_range"), {}),
-  "dpm_linspace": ("DPMSolverMultistep", dict(DPM, timestep_spacing="linspace"), {}),
-  "dpm_trailing": ("DPMSolverMultistep", dict(DPM, timestep_spacing="trailing"), {}),
-  "dpm_v_cosine": ("DPMSolverMultistep", DPM | V_COSINE, {}),
-  "unipc_linspace": ("UniPCMultistep", dict(UNIPC, timestep_spacing="linspace"), {}),
-  "unipc_trailing": ("UniPCMultistep", dict(UNIPC, timestep_spacing="trailing"), {}),
-  "unipc_v_cosine": ("UniPCMultistep", UNIPC | V_COSINE, {}),
-  "flow_euler": ("FlowMatchEulerDiscrete", dict(shift=1.0), {}),
-  "flow_heun": ("FlowMatchHeunDiscrete", dict(shift=1.0), {}),
+  "ddim x0": (diffusers.DDIMScheduler, {**LINEAR, **PLAIN, "prediction_type": "sample"}),
+  "ddim leading": (diffusers.DDIMScheduler, {**LINEAR, **PLAIN, "timestep_spacing": "leading"}),
+  "ddpm": (diffusers.DDPMScheduler, {**LINEAR, **PLAIN, "variance_type": "fixed_small"}),
+  "ddpm learned": (diffusers.DDPMScheduler, {**TEN, **PLAIN, "variance_type": "learned_range"}),
+  "dpm++": (diffusers.DPMSolverMultistepScheduler, {**LINEAR, **SOLVER, "timestep_spacing": "trailing"}),
+  "dpm++ linspace": (diffusers.DPMSolverMultistepScheduler, {**LINEAR, **SOLVER, "timestep_spacing": "linspace"}),
+  "dpm++ v cosine": (
+    diffusers.DPMSolverMultistepScheduler,
+    {**COSINE, **SOLVER, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+  ),
+  "unipc": (diffusers.UniPCMultistepScheduler, {**LINEAR, **SOLVER, "timestep_spacing": "trailing"}),
+  "unipc linspace": (diffusers.UniPCMultistepScheduler, {**LINEAR, **SOLVER, "timestep_spacing": "linspace"}),
+  "unipc v cosine": (
+    diffusers.UniPCMultistepScheduler,
+    {**COSINE, **SOLVER, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+  ),
+  "flow euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
+  "flow heun": (diffusers.FlowMatchHeunDiscreteScheduler, {}),
 }
 
 
 def noise(number: int) -> torch.Tensor:
-  draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), SHAPE[1:])
-  return torch.from_numpy(np.array(jax.vmap(draw)(KEYS))).permute(0, 4, 1, 2, 3)
+  draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), SHAPE))(KEYS)
+  return inside(np.array(draw, np.float64))
 
 
-def network(x: torch.Tensor, s: float, learned: bool) -> torch.Tensor:
-  x = x.float()
-  raw = 0.9 * torch.tanh(1.3 * x + s)
-  return torch.cat([raw, torch.tanh(x)], dim=1) if learned else raw
+def inside(x: np.ndarray) -> torch.Tensor:
+  """(b f h w c) as diffusers has it, channels second."""
+  return torch.from_numpy(x).permute(0, 4, 1, 2, 3)
 
 
-def table(schedule: str, zero_snr: bool) -> torch.Tensor:
-  """`alphas_cumprod` in float64."""
-  if schedule == "linear":
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+def outside(x: torch.Tensor) -> np.ndarray:
+  return x.permute(0, 2, 3, 4, 1).numpy().astype(np.float32)
+
+
+def levels(scheduler, config: dict) -> None:
+  """The scheduler's tables, in float64."""
+  count = config["num_train_timesteps"]
+  if config["beta_schedule"] == "linear":
+    betas = torch.linspace(config["beta_start"], config["beta_end"], count, dtype=torch.float64)
   else:
-    curve = torch.cos((torch.linspace(0, 1, 1001, dtype=torch.float64) + 0.008) / 1.008 * torch.pi / 2) ** 2
-    betas = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
-  if zero_snr:
-    betas = diffusers.schedulers.scheduling_ddim.rescale_zero_terminal_snr(betas)
-  return torch.cumprod(1 - betas, dim=0)
+    curve = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = [min(1 - curve((i + 1) / count) / curve(i / count), 0.999) for i in range(count)]
+    betas = torch.tensor(betas, dtype=torch.float64)
+  if config.get("rescale_betas_zero_snr"):
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    betas = rescale_zero_terminal_snr(betas)
+  scheduler.betas, scheduler.alphas = betas, 1 - betas
+  scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
+  scheduler.one = torch.tensor(1.0, dtype=torch.float64)
+  if hasattr(scheduler, "final_alpha_cumprod"):
+    scheduler.final_alpha_cumprod = scheduler.one
+  scheduler.alpha_t, scheduler.sigma_t = scheduler.alphas_cumprod**0.5, (1 - scheduler.alphas_cumprod) ** 0.5
+  scheduler.lambda_t = torch.log(scheduler.alpha_t) - torch.log(scheduler.sigma_t)
 
 
-def new_scheduler(case: str, exact: bool) -> diffusers.SchedulerMixin:
-  name, settings, _ = CASES[case]
-  kind = getattr(diffusers, name + "Scheduler")
-  if name.startswith("Flow"):
-    scheduler = kind(**settings)
-    scheduler.set_timesteps(
-      **(dict(sigmas=3 * TIMES / (1 + 2 * TIMES)) if case == "flow_euler" else dict(num_inference_steps=STEPS))
+def run(name: str) -> tuple[np.ndarray, np.ndarray]:
+  kind, config = CASES[name]
+  scheduler, flow = kind(**config), name.startswith("flow")
+  if not flow:
+    levels(scheduler, config)
+  if name == "flow euler":
+    times = np.linspace(1, 0, STEPS + 1)[:-1]
+    scheduler.set_timesteps(sigmas=list(3 * times / (1 + 2 * times)))
+  else:
+    scheduler.set_timesteps(STEPS)
+  if hasattr(scheduler, "sigmas") and not flow:  # set_timesteps rounds them to float32
+    sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5
+    scheduler.sigmas = torch.cat([sigmas[scheduler.timesteps.long()], torch.zeros(1, dtype=torch.float64)])
+  if flow:
+    scheduler.sigmas = scheduler.sigmas.double()
+  module, seen, grid, x = f"{kind.__module__}.randn_tensor", [], [], noise(0)
+  for number, timestep in enumerate(scheduler.timesteps):
+    t = (
+      float(scheduler.sigmas[scheduler.step_index or 0])
+      if flow
+      else (float(timestep) + 1) / config["num_train_timesteps"]
     )
-    return scheduler
-  if name in ("DDIM", "DDPM"):
-    settings = dict(settings, clip_sample=False)
-  scheduler = kind(**dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, thresholding=False) | settings)
-  own = scheduler.alphas_cumprod
-  if exact:
-    scheduler.alphas_cumprod = table(scheduler.config.beta_schedule, scheduler.config.rescale_betas_zero_snr)
-    torch.testing.assert_close(scheduler.alphas_cumprod.float(), own, rtol=2e-5, atol=2e-7)
-  scheduler.set_timesteps(STEPS)
-  if exact and hasattr(scheduler, "sigmas"):
-    kept = scheduler.alphas_cumprod[scheduler.timesteps]
-    scheduler.sigmas = torch.cat([torch.sqrt((1 - kept) / kept), torch.zeros(1, dtype=torch.float64)])
-  if case == "ddim_linspace_even":
-    scheduler.num_inference_steps = STEPS - 1  # so it steps by 1000 // 9 = 111
-  return scheduler
+    seen.append(outside(x))
+    grid.append(t)
+    raw = 0.9 * torch.tanh(1.3 * x + t)
+    if not flow and "prediction_type" not in config:
+      alpha = scheduler.alphas_cumprod[int(timestep)]
+      raw = (1 - alpha) ** 0.5 * x + 0.2 * alpha**0.5 * raw
+    if name == "ddpm learned":
+      raw = torch.cat([raw, torch.tanh(x)], 1)
+    more = {"eta": 1.0} if name == "ddim eta" else {}
+    drawn = (
+      mock.patch(module, lambda *args, number=number, **kw: noise(number + 1)) if name[:2] == "dd" else mock.MagicMock()
+    )
+    with drawn:
+      x = scheduler.step(raw, timestep, x, **more).prev_sample
+  return np.array([*grid, 0.0]), np.stack([*seen, outside(x)])
 
 
-def walk(case: str, exact: bool = True) -> dict[str, np.ndarray]:
-  name, _, arguments = CASES[case]
-  flow = name.startswith("Flow")
-  scheduler = new_scheduler(case, exact)
-  grid = scheduler.sigmas.double() if flow else torch.cat([(scheduler.timesteps + 1) / 1000, torch.zeros(1)])
-  dtype = torch.float64 if exact and not flow else torch.float32
-  x = noise(0).to(dtype)
-  xs = [x]
-  for number, timestep in enumerate(scheduler.timesteps, 1):
-    raw = network(x, grid[number - 1].item(), case == "ddpm_learned").to(dtype)
-    fresh = noise(number).to(dtype)
-    with mock.patch.object(sys.modules[scheduler.__module__], "randn_tensor", lambda *_, fresh=fresh, **__: fresh):
-      x = scheduler.step(raw, timestep, x, **arguments).prev_sample
-    xs.append(x)
-  return {"grid": grid, "x": xs}
+if __name__ == "__main__":
+  found = {
+    "versions": np.array([f"{name} {importlib.metadata.version(name)}" for name in ("diffusers", "torch", "jax")])
+  }
+  for case in CASES:
+    found[f"{case}/grid"], found[f"{case}/x"] = run(case)
+    print(case, found[f"{case}/x"].shape, float(np.abs(found[f"{case}/x"][-1]).max()))
+  np.savez_compressed(Path(__file__).with_name("samplers.npz"), **found)
