@@ -24,7 +24,11 @@ $(VENV)/.tpu: $(VENV)/.installed
 test: install lint $(VENV)/.tpu
 	$(BIN)/pytest -n 2
 
-test-slow: install $(VENV)/.tpu
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $@
+
+test-slow: install $(VENV)/.tpu $(VENV)/.bench
 	$(BIN)/pytest -m slow
 
 plan: $(VENV)/.tpu
@@ -44,8 +48,7 @@ format: install
 golden: install
 	$(BIN)/pytest tests/test_golden.py --write-golden
 
-bench: install
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+bench: $(VENV)/.bench
 	$(BIN)/python experiments/benchmarks/train_step.py
 
 clean:

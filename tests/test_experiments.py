@@ -11,7 +11,8 @@ from vdt import cli
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
-CONTACTS = ROOT / "experiments" / "contacts.py"
+MORE = [("contacts", "tiny_occlusion"), ("published", "tiny-vdt"), ("published", "tiny-latte-1")]
+MORE = [(ROOT / "experiments" / f"{name}.py", variant) for name, variant in MORE]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_there_are_experiments():
   assert {path.stem for path in EXPERIMENTS} >= {"bouncing", "contacts", "real_clips"}
 
 
-@pytest.mark.parametrize("path, variant", [*((path, "tiny") for path in EXPERIMENTS), (CONTACTS, "tiny_occlusion")])
+@pytest.mark.parametrize("path, variant", [*((path, "tiny") for path in EXPERIMENTS), *MORE])
 def test_tiny(path, variant, tmp_path, data_dir, ingested, monkeypatch):
   monkeypatch.chdir(tmp_path.parent)
   text = path.read_text()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from vdt import export, importer, parity, sample, stablehlo, weights, workdirs
+from vdt import export, importer, parity, sample, weights, workdirs
 from vdt.checkpoint import Checkpointer, State, shapes
 from vdt.cli import main
 from vdt.models import presets
@@ -99,7 +98,7 @@ def test_every_array_that_is_wrong_is_named(layout):
     with pytest.raises(ValueError, match=f"{gone}.*{text}"):
       weights.adopt(layout, MODELS[layout], CELLS, like, {**theirs, gone: change(theirs[gone])}, "FILE")
   if computed:
-    with pytest.raises(ValueError, match="pos_embed is no table.*trained"):
+    with pytest.raises(ValueError, match=r"pos_embed is no table.*trained"):
       weights.adopt(layout, MODELS[layout], CELLS, like, {**theirs, "pos_embed": theirs["pos_embed"] + 0.1}, "FILE")
 
 
@@ -135,7 +134,7 @@ def test_exports_have_a_card_replace_each_other_and_nothing_else(tmp_path, capsy
   assert "golden arrays" in capsys.readouterr().err
   assert {path.name for path in (Path(workdir) / "export").iterdir()} == {"safetensors", "orbax", "latte"}
   with safe_open(Path(workdir) / "export/safetensors/model.safetensors", "numpy") as file:
-    assert {key.replace(".", "/") for key in file.keys()} == {*arrays}  # noqa: SIM118
+    assert {key.replace(".", "/") for key in file.keys()} == {*arrays}
     for path, array in arrays.items():
       np.testing.assert_array_equal(file.get_tensor(path.replace("/", ".")), array)
   mine = tmp_path / "mine"
@@ -185,7 +184,7 @@ def test_torch_files(tmp_path, capsys):
 
 
 def test_files_that_are_damaged_or_of_another_kind(tmp_path):
-  like, ours = random_weights(MODELS["latte"])
+  _, ours = random_weights(MODELS["latte"])
   rows, computed = weights.rows("latte", MODELS["latte"], CELLS), weights.tables("latte", CELLS, 32)
   theirs = {row.key: np.ascontiguousarray(weights.there(row, ours, computed)) for row in rows}
   save_file(theirs, tmp_path / "whole.safetensors")
@@ -230,13 +229,14 @@ def test_heads_that_shapes_do_not_show_are_compared(tmp_path):
 
 def test_an_export_that_is_killed_leaves_the_one_before(tmp_path):
   """SIGKILL while it writes: what was there is whole, and the next one cleans up."""
-  config, workdir, arrays = experiment(tmp_path)
+  config, workdir, _ = experiment(tmp_path)
   export.run(config, workdir, "latte", None, None, None, "", False)
   folder = Path(workdir) / "export" / "latte"
   before = load_file(folder / "model.safetensors")
   code = (
     "import os, signal, sys\nfrom vdt import cli, weights\nthere, count = weights.there, [0]\n"
-    "def dies(*args):\n  count[0] += 1\n  if count[0] == 20: os.kill(os.getpid(), signal.SIGKILL)\n  return there(*args)\n"
+    "def dies(*args):\n  count[0] += 1\n  if count[0] == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "  return there(*args)\n"
     f"weights.there = dies\ncli.main(['export', '--workdir={workdir}', '--format=latte', '--nocheck'])\n"
   )
   died = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -274,3 +274,25 @@ def test_a_program_without_vdt_makes_the_same_frames(tmp_path):
   )
   assert np.ptp(frames) > 100
   np.testing.assert_array_equal(frames, video.to_uint8(made))
+
+
+@pytest.mark.slow
+def test_diffusers_loads_what_is_exported_and_agrees(tmp_path):
+  """Its own model, from the folder, at every stage; and its weights are ours again when they come back."""
+  pytest.importorskip("diffusers")
+  config, workdir, arrays = experiment(tmp_path, "tiny-latte-1")
+  export.run(config, workdir, "diffusers", None, None, None, "", False)
+  folder = Path(workdir) / "export" / "diffusers"
+  errors = parity.diffusers_errors(config, folder)
+  assert errors.keys() == {"embedding", "repeat 0", "out"}
+  assert all(error < 1e-5 * max(size, 1) for error, size in errors.values()), errors
+  from diffusers import DDIMScheduler, LatteTransformer3DModel
+
+  model = LatteTransformer3DModel.from_pretrained(str(folder))
+  model.save_pretrained(str(tmp_path / "theirs"))
+  importer.run(config, workdirs.read(workdir)["origin"], str(tmp_path / "theirs"), str(tmp_path / "back"), "", True)
+  with Checkpointer(str(tmp_path / "back"), create=False) as checkpoints:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoints.arrays()["ema"]):
+      np.testing.assert_array_equal(leaf, arrays[path_name(path)])
+  theirs = DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler").alphas_cumprod.numpy()
+  np.testing.assert_allclose(theirs, config.diffusion.table[0][1:] ** 2, rtol=2e-4)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"train", "sample", "evaluate", "report", "plan", "sweep", "launch", "compare"}
+PROGRAMS |= {"export", "importer", "weights", "parity", "stablehlo"}
 BASE = {
   "host",
   "topology",
@@ -26,6 +27,7 @@ BASE = {
   "paired",
   "halving",
   "slurm",
+  "torch_file",
 }
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},

@@ -209,7 +209,8 @@ class Config:
       raise ValueError(f"spike is {self.spike}: above 1, say 5; or 0 for none, without roll_back")
     if getattr(self.model, "variance", False) != self.diffusion.variance:
       raise ValueError(
-        f"model.variance is {not self.diffusion.variance}, diffusion.variance {self.diffusion.variance}: set both, or none"
+        f"model.variance is {not self.diffusion.variance}, diffusion.variance {self.diffusion.variance}: set both, or "
+        f"neither"
       )
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")

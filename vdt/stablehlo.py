@@ -67,20 +67,6 @@ def write(folder: pathlib.Path, config: Config, like: Any) -> None:
   (folder / "sample.py").write_text(text)
 
 
-def check(folder: pathlib.Path, config: Config) -> dict[str, tuple[float, float]]:
-  """The largest difference of the stored denoiser from the network it was made of, and the largest value."""
-  from vdt.parity import difference, sample_input
-
-  network = config.model.build(config.data.frames, tuple(config.data.size), {})
-  like = jax.eval_shape(network.init, jax.random.key(0))
-  with np.load(folder / "params.npz") as file:
-    params = [file[name] for name in names(like)]
-  x, t, cond = sample_input(config)
-  stored = export.deserialize(bytearray((folder / "denoiser.stablehlo").read_bytes())).call(params, x, t, cond)
-  ours = jax.jit(network.apply)(jax.tree.unflatten(jax.tree.structure(like), params), x, t, cond)
-  return {"out": difference(np.asarray(ours), np.asarray(stored))}
-
-
 SCRIPT = '''\
 """Samples from the model in this folder with jax alone: python sample.py [COUNT] [SEED] [LABEL]; writes videos.npy."""
 

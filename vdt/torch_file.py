@@ -116,10 +116,10 @@ def load(data: np.ndarray, infos: dict[str, zipfile.ZipInfo]) -> dict:
 
 
 def follow(opcodes: list[tuple[str, Any]], storage: Callable[[Any, str], np.ndarray]) -> Any:
-  """The value of a pickle, from its opcodes and their arguments. storage: its elements, from its persistent id and the
-  name of its tensor.
+  """The value of a pickle, from its opcodes and their arguments.
 
-  ValueError for what torch.save does not write, or LookupError or TypeError if it is damaged.
+  storage: a storage's elements, from its persistent id and the name of its tensor. ValueError for what torch.save does
+  not write, LookupError or TypeError where the pickle is damaged.
   """
   stack: list[Any] = []
   marks: list[int] = []
@@ -127,10 +127,11 @@ def follow(opcodes: list[tuple[str, Any]], storage: Callable[[Any, str], np.ndar
   made: dict[int, tuple[Global, dict]] = {}  # by id: the dicts that stand for objects with attributes
 
   def pop(count: int) -> list:
-    items = stack[len(stack) - count :] if count else []
-    if len(items) < count or count < 0:
-      raise IndexError("nothing is left on the stack")
-    del stack[len(stack) - count :]
+    at = len(stack) - count
+    if count < 0 or at < 0:
+      raise IndexError("too little is on the stack")
+    items = stack[at:]
+    del stack[at:]
     return items
 
   for opcode, value in opcodes:
@@ -222,9 +223,7 @@ def call(function: Any, arguments: Any, name: str) -> Any:
 def tensor(data: np.ndarray, dtype: Any, offset: Any, size: Any, stride: Any, name: str, bits: list) -> np.ndarray:
   """A view of a storage, as torch.Tensor.set_ gives. ValueError if it would reach outside of it."""
   if any(bits):
-    raise ValueError(
-      f"tensor {name} is conjugated or negated lazily: save what its resolve_conj().resolve_neg() returns"
-    )
+    raise ValueError(f"tensor {name} is conjugated or negated lazily: save its resolve_conj().resolve_neg()")
   try:
     if data.ndim != 1 or not data.flags.c_contiguous or not isinstance(dtype, np.dtype):
       raise ValueError("it is none")

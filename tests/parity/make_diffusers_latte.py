@@ -2,8 +2,8 @@
 
   python tests/parity/make_diffusers_latte.py    (needs extra [bench])
 
-w/KEY: the state dict. in/x (b c f h w), in/t timesteps, in/text (b l e). A mask of the text is left out: this version does
-not repeat it for each frame, and fails.
+w/KEY: the state dict. in/x (b c f h w), in/t timesteps, in/text (b l e). A mask of the text is left out: this version
+does not repeat it for each frame, and fails.
 """
 
 import importlib.metadata

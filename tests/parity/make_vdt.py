@@ -4,7 +4,8 @@
 
 Written from a description of the architecture (arXiv:2305.13311) and of its state dict, not from its code, which is not
 free. The parts that it shares with Latte are checked on latte_tiny_*.npz, which Latte's own code made. latte_tiny.pt is
-as Latte's trainers save, with the average under the names that torch.compile makes; latte_tiny_args.pt has arguments beside.
+as Latte's trainers save, with the average under the names that torch.compile makes; latte_tiny_args.pt has arguments
+beside.
 """
 
 import argparse

@@ -140,8 +140,8 @@ class EDM(Path):
   """x = x0 + s noise with EDM's preconditioning, training levels and sampling grid (arXiv:2206.00364, table 1).
 
   Its scaled input, c_in x, is a variance-preserving x_t of x0 / data_std where tan(pi t / 2) = s / data_std, and its
-  raw output, so scaled that the loss has unit weight, is v there but for its sign (section 3 of arXiv:2410.11081): so it
-  is that. mean, std: of log s in training. least, most, rho: of the sampling grid.
+  raw output, so scaled that the loss has unit weight, is v there but for its sign (section 3 of arXiv:2410.11081): so
+  it is that. mean, std: of log s in training. least, most, rho: of the sampling grid.
   """
 
   mean: float = -1.2

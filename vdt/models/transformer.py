@@ -204,7 +204,8 @@ class Around(NamedTuple):
   """What all blocks see beside the tokens.
 
   time: (b f d), of each frame, with the label. shared: (b f 6d), "single"'s map. text: (b l d) and which of it is there
-  (b l). late: (f d), a table for the first repeat's second block. cells: patches along (f, h, w). kernels: see `Network`.
+  (b l). late: (f d), a table for the first repeat's second block. cells: patches along (f, h, w). kernels: see
+  `Network`.
   """
 
   time: Array
