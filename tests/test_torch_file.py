@@ -106,7 +106,7 @@ def test_no_pickle_runs_anything(tmp_path, protocol):
   mark = tmp_path / "ran"
   for function, argument, name in (
     (os.system, f"touch {mark}", "system"),
-    (builtins.eval, f"open({str(mark)!r}, 'w')", "eval"),
+    (builtins.eval, f"open({str(mark)!r}, 'w').close()", "eval"),
   ):
     body = pickle.dumps({"ema": Calls(function, argument)}, protocol)
     pickle.loads(body)

@@ -13,16 +13,16 @@ from einops import rearrange
 from vdt import stablehlo, weights
 from vdt.checkpoint import shapes
 from vdt.config import Config
-from vdt.models import TransformerConfig, presets
+from vdt.models import PRESETS, TransformerConfig
 from vdt.sharding import path_name
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests" / "parity"
 """Arrays that the other implementations made, in a checkout of the sources."""
 TINY = {
-  "latte_tiny_class": ("latte", presets.latte("S", depth=4, width=64, heads=4, classes=10, dtype="float32")),
-  "latte_tiny_uncond": ("latte", presets.latte("S", depth=2, width=48, heads=3, dtype="float32")),
-  "vdt_tiny": ("vdt", presets.vdt("S", depth=2, width=48, heads=3, dtype="float32")),
-  "diffusers_latte_tiny": ("diffusers", presets.latte_text(depth=4, width=32, heads=2, text=24, dtype="float32")),
+  "latte_tiny_class": ("latte", PRESETS["latte"]("S", depth=4, width=64, heads=4, classes=10, dtype="float32")),
+  "latte_tiny_uncond": ("latte", PRESETS["latte"]("S", depth=2, width=48, heads=3, dtype="float32")),
+  "vdt_tiny": ("vdt", PRESETS["vdt"]("S", depth=2, width=48, heads=3, dtype="float32")),
+  "diffusers_latte_tiny": ("diffusers", PRESETS["latte-1"](depth=4, width=32, heads=2, text=24, dtype="float32")),
 }
 
 

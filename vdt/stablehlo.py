@@ -8,7 +8,6 @@ from typing import Any
 import flatbuffers
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
 from vdt.config import Config
@@ -74,7 +73,6 @@ import pathlib
 import sys
 
 import jax
-import numpy as np
 from jax import export
 
 here, shape, text = pathlib.Path(__file__).parent, SHAPE, TEXT  # frames, height, width, channels; of a token of text

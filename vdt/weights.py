@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vdt.models import TransformerConfig, positions, presets
+from vdt.models import PRESETS, TransformerConfig, sincos_tables
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -139,7 +139,7 @@ def rows(layout: str, config: TransformerConfig, cells: tuple[int, int, int]) ->
 
 def refuse(layout: str, config: TransformerConfig) -> list[str]:
   """What of a model's config a layout cannot express, each by its field, with what it would have to be."""
-  preset = {"latte": presets.latte("S"), "vdt": presets.vdt("S"), "diffusers": presets.latte_text()}[layout]
+  preset = PRESETS["latte-1"]() if layout == "diffusers" else PRESETS[layout]("S")
   fixed = ["pattern", "positions", "qk_norm", "given", "discrete"]
   pairs = {name: (getattr(config, name), getattr(preset, name)) for name in fixed}
   pairs["pattern"] = (config.entries(), preset.entries())
@@ -164,8 +164,7 @@ def tables(layout: str, cells: tuple[int, int, int], width: int) -> dict[str, np
   if layout not in ("latte", "vdt"):
     return {}
   time = "temp_embed" if layout == "latte" else "time_embed"
-  made = {"pos_embed": positions.grid(*cells[1:]), time: positions.grid(cells[0])}
-  return {key: positions.sincos(grid, width)[None] for key, grid in made.items()}
+  return {key: table[None] for key, table in zip(("pos_embed", time), sincos_tables(cells, width))}
 
 
 def there(row: Row, ours: Arrays, computed: Arrays) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Networks. The only place that knows Flax; outside, a network is `init` and `apply` on plain nested dicts."""
 
-from vdt.models import presets
+from vdt.models.positions import sincos_tables
+from vdt.models.presets import PRESETS
 from vdt.models.transformer import Network, TransformerConfig
 
-__all__ = ["Network", "TransformerConfig", "presets"]
+__all__ = ["PRESETS", "Network", "TransformerConfig", "sincos_tables"]

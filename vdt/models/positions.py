@@ -35,3 +35,10 @@ def sincos(coordinates: Float[np.ndarray, "s axes"], width: int) -> Float[np.nda
   angles = [np.outer(axis, frequencies) for axis in coordinates.T[::-1]]
   table = np.concatenate([np.concatenate([np.sin(a), np.cos(a)], -1) for a in angles], -1)
   return np.pad(table, ((0, 0), (0, width - table.shape[1]))).astype(np.float32)
+
+
+def sincos_tables(
+  cells: tuple[int, int, int], width: int
+) -> tuple[Float[np.ndarray, "n width"], Float[np.ndarray, "f width"]]:
+  """The tables of the places in a frame and of the frames, for a video of (f, h, w) patches."""
+  return sincos(grid(*cells[1:]), width), sincos(grid(cells[0]), width)

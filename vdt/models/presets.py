@@ -27,3 +27,6 @@ def latte_text(**fields) -> TransformerConfig:
   """Latte-1 for text, as diffusers has it: adaLN-single, and attention to T5's embeddings of width 4096."""
   pattern = ((("space", "single"), ("text", "bare")), (("time", "single"),))
   return TransformerConfig(**{**SIZES["XL"], **PUBLISHED, "depth": 56, "pattern": pattern, "text": 4096, **fields})
+
+
+PRESETS = {"latte": latte, "vdt": vdt, "latte-1": latte_text}

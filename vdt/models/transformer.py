@@ -307,8 +307,8 @@ class VideoDiT(nnx.Module):
     tokens = self.embed(tokens.astype(config.dtype))
     late = None
     if "sincos" in config.positions:
-      tokens += jnp.asarray(positions.sincos(positions.grid(*cells[1:]), config.width), tokens.dtype)[None, None]
-      times = jnp.asarray(positions.sincos(positions.grid(cells[0]), config.width), tokens.dtype)
+      places, times = (jnp.asarray(x, tokens.dtype) for x in positions.sincos_tables(cells, config.width))
+      tokens += places[None, None]
       if config.positions.startswith("late"):
         late = times
       else:
