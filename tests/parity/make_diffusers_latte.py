@@ -2,8 +2,8 @@
 
   python tests/parity/make_diffusers_latte.py    (needs extra [bench])
 
-w/KEY: the state dict. in/x (b c f h w), in/t timesteps, in/text (b l e). A mask of the text is left out: this version
-does not repeat it for each frame, and fails.
+w/KEY: the state dict. in/x (b c f h w), in/t timesteps, in/text (b l e), in/text_mask (b l), 1 = there. out: with all of
+the text; out_masked: with what the mask leaves, which this version has to be given once for each frame.
 """
 
 import importlib.metadata
@@ -39,10 +39,13 @@ if __name__ == "__main__":
     for parameter in model.parameters():
       parameter.copy_(0.1 * torch.randn(parameter.shape))
     x, text, t = torch.randn(2, 4, 4, 8, 8), torch.randn(2, 5, 24), torch.tensor([3, 777])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     out = model(x, timestep=t, encoder_hidden_states=text).sample
+    each = mask.repeat_interleave(CONFIG["video_length"], 0).bool()
+    masked = model(x, timestep=t, encoder_hidden_states=text, encoder_attention_mask=each).sample
   found = {f"w/{key}": value.numpy() for key, value in model.state_dict().items()}
   found |= {"in/x": x.numpy(), "in/t": t.numpy(), "in/text": text.numpy()}
-  found["out"] = out.numpy()
+  found |= {"in/text_mask": mask.numpy(), "out": out.numpy(), "out_masked": masked.numpy()}
   found["versions"] = np.array([f"{name} {importlib.metadata.version(name)}" for name in ("diffusers", "torch")])
   np.savez_compressed(Path(__file__).with_name("diffusers_latte_tiny.npz"), **found)
-  print(float(out.abs().max()))
+  print(float(out.abs().max()), float((out - masked).abs().max()))

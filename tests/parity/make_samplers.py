@@ -6,10 +6,10 @@ The network is y = 0.9 tanh(1.3 x + t), where t is (timestep + 1) / timesteps, o
 predicts noise, sigma x + 0.2 alpha y, so that x0 stays small; of a learned variance it says tanh(x). Videos are
 (b f h w c); noise is JAX's, as `vdt.diffusion.sampler` draws it: number 0 at the start, k in step k. For each case:
 `NAME/grid`, the times of all evaluations and 0 at the end; `NAME/x`, what each evaluation saw, and what came out. The
-tables of noise levels are made anew in float64, and samples are kept in it: diffusers' float32 ones are 1e-5 apart.
+tables of noise levels are made anew in float64, and samples are kept in it, so that no rounding but ours is compared.
 
 Left out are DDIM with linspace spacing, which there goes back by 100 from timesteps that are 111 apart, and learned
-variances of fewer steps than timesteps, whose most is the variance of one timestep there.
+variances of fewer steps than timesteps, whose last step adds noise there, of a variance that is clamped.
 """
 
 import importlib.metadata
