@@ -226,7 +226,7 @@ def tensor(data: np.ndarray, dtype: Any, offset: Any, size: Any, stride: Any, na
     raise ValueError(f"tensor {name} is conjugated or negated lazily: save its resolve_conj().resolve_neg()")
   try:
     if data.ndim != 1 or not data.flags.c_contiguous or not isinstance(dtype, np.dtype):
-      raise ValueError("it is none")
+      raise ValueError("which is not a storage")
     if not all(isinstance(number, int) and number >= 0 for number in (offset, *size, *stride)):
       raise ValueError("a number is negative or no integer")
     end = (offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True)) + 1) * dtype.itemsize
