@@ -38,7 +38,7 @@ def get_config(variant: str = "latte-xl") -> Config:
     tasks=Tasks(),
     sampler=Sampler(method="dpm++", steps=25),
     optimizer=AdamW(lr=1e-4, warmup=0),
-    topology="v5e:4x4",
+    topology="v5p:2x2x1",
   )
   small = dict(depth=2, width=32, heads=2, channels=3, patch=(1, 4, 4), dtype="float32")
   match variant:
@@ -58,6 +58,7 @@ def get_config(variant: str = "latte-xl") -> Config:
       config.data.size = (64, 64)
     case _ if variant in MODELS:
       config.model = MODELS[variant]()
+      config.model.remat = "dots"
     case _:
       raise ValueError(f"unknown variant {variant!r}: choose from {', '.join(MODELS)}, tiny, tiny-vdt, tiny-latte-1")
   return config

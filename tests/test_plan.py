@@ -93,6 +93,7 @@ FULL = {
   "bouncing": ("full",),
   "contacts": ("full", "occlusion"),
   "large": ("xl", "2b"),
+  "published": ("latte-xl",),
   "real_clips": ("full",),
 }
 

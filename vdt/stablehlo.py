@@ -73,6 +73,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 from jax import export
 
 here, shape, text = pathlib.Path(__file__).parent, SHAPE, TEXT  # frames, height, width, channels; of a token of text
