@@ -72,6 +72,11 @@ class Clips:
   def fps(self) -> float:
     return float(self._builder.info.metadata["fps"])
 
+  def rule(self) -> dict[str, Any]:
+    """How clips are made of what was recorded, or rendered: for the cards of figures."""
+    offset = "drawn for each position" if self.split == "train" else "the start of each stored clip"
+    return {"offset": offset, "stored": dict(self._builder.info.metadata)}
+
   def __len__(self) -> int:
     return len(self._source)
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from vdt import cli
+from vdt.evaluate import CARDS
 
 
 def run(folder, seed=None, steps=100, flops=1.0, rate=1.0, shift=0.0, evals=("loss", "late"), depth=2):
@@ -95,3 +96,25 @@ def test_refusals(options, message, tmp_path, capsys):
   with pytest.raises(SystemExit):
     cli.main(["compare", str(run(tmp_path / "one")), *options])
   assert message in capsys.readouterr().err
+
+
+def test_figures_that_were_made_differently_are_not_ranked(tmp_path, capsys):
+  """The line of the cards that differs is named; it may be allowed; equal cards, and none at all, are ranked."""
+  folders = [run(tmp_path / name) for name in ("one", "two")]
+  card = {"sampler": "heun, 16 steps", "frames": 8}
+  write = lambda folder, **lines: (folder / CARDS).write_text(json.dumps({"fvd": {**card, **lines}}))
+
+  def compared(*options):
+    try:
+      cli.main(["compare", *map(str, folders), f"--out={tmp_path}", *options])
+    except SystemExit as ended:
+      assert ended.code == 1
+    return capsys.readouterr()
+
+  write(folders[0])
+  assert "cannot be ranked: fvd, sampler" in compared().err
+  write(folders[1])
+  assert "compare.html" in compared().out
+  write(folders[1], sampler="euler, 4 steps")
+  assert 'fvd, sampler: "heun, 16 steps" (one) against "euler, 4 steps" (two)' in compared().err
+  assert "compare.html" in compared("--allow=sampler").out

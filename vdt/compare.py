@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from vdt import attempts, ledger, paired, sweep, workdirs
 from vdt.config import differences
+from vdt.evaluate import CARDS
 from vdt.report import embed
 from vdt.writer import read_rows
 
@@ -138,16 +140,19 @@ class Arms(NamedTuple):
     return [name for name in self.values if name != self.base]
 
 
-def run(folders: list[Path], base: str | None, align: str, out: Path) -> None:
+def run(folders: list[Path], base: str | None, align: str, out: Path, allowed: tuple[str, ...] = ()) -> None:
   """`vdt compare`: writes compare.html, effects.csv, effects.md and values.csv to `out`, and prints the page's path.
 
   The first arm is the base where none is named. All are compared at the largest budget that all of them have.
-  ValueError for less than two finished arms.
+  allowed: lines of cards in which evaluations may differ. ValueError for less than two finished arms, and for figures
+  whose cards differ otherwise.
   """
   runs, left = load(folders, align)
   if not runs:
     raise ValueError(f"no finished run in {', '.join(map(str, folders))}: {'; '.join(left) or 'nothing there'}")
   arms = Arms.of(runs, base)
+  if wrong := unlike(runs, allowed):
+    raise ValueError(f"figures that were made differently cannot be ranked: {wrong}; evaluate alike, or name --allow")
   names = {name for run in runs for row in run.rows for name in row if "/" in name}
   there = set.intersection(*({*values} for runs in arms.values.values() for _, values in runs))
   if gone := sorted({name.split("/")[0] for name in names - there}):
@@ -159,6 +164,21 @@ def run(folders: list[Path], base: str | None, align: str, out: Path) -> None:
   (out / "effects.md").write_text(markdown(arms, rows))
   (out / "compare.html").write_text(page(runs, left, arms, rows, align))
   print(out / "compare.html")
+
+
+def unlike(runs: list[Run], allowed: tuple[str, ...] = ()) -> str:
+  """Lines, but for `allowed`, in which the runs' evaluations were made differently; "" if they are alike.
+
+  A figure without a card, beside one that has it, is unlike.
+  """
+  read = lambda run: json.loads(path.read_text()) if (path := run.folder / CARDS).exists() else {}
+  cards, found = [read(run) for run in runs], []
+  for name in dict.fromkeys(name for card in cards for name in card):
+    for line in dict.fromkeys(line for card in cards for line in card.get(name, {})):
+      values = {json.dumps(card.get(name, {}).get(line)): f"{run.arm}" for run, card in zip(runs, cards)}
+      if len(values) > 1 and line not in allowed:
+        found.append(f"{name}, {line}: " + " against ".join(f"{value} ({arm})" for value, arm in values.items()))
+  return "; ".join(found)
 
 
 def effects(arms: Arms) -> list[dict[str, Any]]:

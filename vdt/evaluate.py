@@ -12,10 +12,14 @@ import numpy as np
 from etils import epath
 
 from vdt import distributed
-from vdt.config import Config
+from vdt.config import Config, to_dict
 from vdt.evals import Run, Table, first, pixels
 from vdt.sample import generate, in_chunks, load
 from vdt.workdirs import environment
+
+CARDS = "cards.json"
+FEW = 8
+"""Clips that a feature network takes at once: it sees them larger than they are."""
 
 
 def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], seed: int = 0) -> dict[str, Table]:
@@ -47,8 +51,25 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
     return videos.reshape(count, repeats, *videos.shape[1:])
 
   losses = lambda *inputs: in_chunks(partial(chunk_losses, network.apply, config.diffusion, params), inputs)
-  run = Run(losses, config.model.patch[0], data, sample)
+  each_row = lambda function, *inputs: in_chunks(jax.jit(function), inputs, FEW)
+  run = Run(losses, config.model.patch[0], data, sample, each_row)
   return {name: each(run) for name, each in evals.items()}
+
+
+def cards(config: Config, evals: dict[str, Any], seed: int = 0, ema: float | None = None) -> dict[str, dict[str, Any]]:
+  """The card of each eval that has one: all that its figures depend on beside the weights."""
+  sampler = to_dict(config.sampler)
+  how = {
+    "sampler": f"{sampler.pop('method')}, {sampler.pop('steps')} steps",
+    "guidance scale": sampler.pop("guidance_scale"),
+    "sampler, the rest": {name: value for name, value in sampler.items() if name != "_"},
+    "seed of samples": seed,
+    "average of weights": f"decay {config.ema}" if ema is None else f"relative length {ema}",
+  }
+  data = lambda split: dataclasses.replace(config.data, split=split)
+  run = Run(lambda *_: None, config.model.patch[0], data, lambda *_: None, how=how)
+  found = {name: each.card(run) for name, each in evals.items() if hasattr(each, "card")}
+  return json.loads(json.dumps(found))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -66,9 +87,12 @@ def run(config: Config, workdir: str, step: int | None, ema: float | None, seed:
     tables = evaluate(config, network, params, config.evals, seed)
   if not distributed.first():
     return
+  made_by = cards(config, config.evals, seed, ema)
   print(text(tables))
+  for name, card in made_by.items():
+    print(f"\ncard of {name}\n" + "\n".join(f"  {line}: {value}" for line, value in card.items()))
   content = json.dumps(
-    {"step": step, "seed": seed, "ema": ema, "environment": environment(), "tables": tables}, indent=2
+    {"step": step, "seed": seed, "ema": ema, "environment": environment(), "tables": tables, "cards": made_by}, indent=2
   )
   for file in filter(None, (epath.Path(workdir) / "evaluation.json", path)):
     epath.Path(file).write_text(content)

@@ -52,7 +52,9 @@ def golden(name: str) -> tuple[np.ndarray, np.ndarray]:
   if model.text:
     cond |= {"text": theirs["in/text"], "text_seen": theirs["in/text_mask"] > 0}
   pattern = "b c f h w -> b f h w c" if layout == "diffusers" else "b f c h w -> b f h w c"
-  return np.asarray(jax.jit(network.apply)(tree(like, ours), x, t, cond)), rearrange(theirs["out_masked" if model.text else "out"], pattern)
+  return np.asarray(jax.jit(network.apply)(tree(like, ours), x, t, cond)), rearrange(
+    theirs["out_masked" if model.text else "out"], pattern
+  )
 
 
 def sample_input(config: Config) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

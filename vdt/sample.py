@@ -80,9 +80,9 @@ def generate(
   return np.clip(made, -1.0, 1.0) if pixels_out(config) else made
 
 
-def in_chunks(function: Callable[..., jax.Array], inputs: tuple) -> np.ndarray:
-  """`function` of `inputs`, `CHUNK` rows of them at a time, over the data x fsdp of the mesh; rows are independent."""
-  count, chunk, out = len(jax.tree.leaves(inputs)[0]), distributed.rows(CHUNK), []
+def in_chunks(function: Callable[..., jax.Array], inputs: tuple, chunk: int = CHUNK) -> np.ndarray:
+  """`function` of `inputs`, `chunk` rows of them at a time, over the data x fsdp of the mesh; rows are independent."""
+  count, chunk, out = len(jax.tree.leaves(inputs)[0]), distributed.rows(chunk), []
   for begin in range(0, count, chunk):
     rows = np.minimum(np.arange(begin, begin + chunk), count - 1)  # the last one is repeated to fill a chunk
     part = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)

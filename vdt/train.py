@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 
 from vdt import averages, checkpoint, distributed, sharding, workdirs, writer
 from vdt.attempts import INTERRUPTED, RESTART, Signals
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
-from vdt.evaluate import evaluate, flat
+from vdt.evaluate import CARDS, cards, evaluate, flat
 from vdt.judge import Judge, Spike
 from vdt.models import Network
 from vdt.report import write_report
@@ -68,6 +69,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
                 state = go_back(leapt, config.save_every, checkpoints, begin, like, log)
         with watchdog.patient(), log.spending("eval"):
           tables = evaluate(config, network, state.ema, config.evals)
+        if distributed.first():
+          workdirs.rewrite(epath.Path(workdir) / CARDS, json.dumps(cards(config, config.evals), indent=2))
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
         log.mark(config.steps)  # the page shows it

