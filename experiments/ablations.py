@@ -27,7 +27,7 @@ def get_config(variant: str = "full") -> Config:
   config = Config(
     steps=100_000,
     data=SimulatedClips(name="bouncing64", frames=16, size=(64, 64), batch_size=64),
-    model=TransformerConfig.sized("S", patch=(1, 4, 4), classes=4, pattern=(("time", "space"),)),
+    model=TransformerConfig.sized("S", patch=(1, 4, 4), classes=4, pattern=(("time", "space"),), remat="dots"),
     diffusion=RectifiedFlow(shift=3.0, prediction="x0"),
     tasks=Tasks(generation=0.7, prediction=0.3),
     sampler=Sampler(method="heun", steps=32, churn=0.4),

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vdt.evals import Run, Table, i3d
-from vdt.evals.controls import columns
+from vdt.evals import Run, Table, i3d, real_videos
+from vdt.evals.controls import CONTROLS
 from vdt.evals.statistics import extrapolated, frechet_distance, interval, kernel_distance
 
 Videos = Float[np.ndarray, "b f h w c"]
@@ -82,11 +82,12 @@ def resized(videos: Videos, size: int | None) -> Float[np.ndarray, "b f i j c"]:
 
 @dataclasses.dataclass
 class FVD:
-  """Rows: FVD and KVD with their 95 % intervals, and FVD at infinitely many clips; columns: `controls.columns`.
+  """Rows: FVD and KVD with their 95 % intervals, and FVD at infinitely many clips; columns: samples, the real floor,
+  and controls.
 
-  "real floor" is what as many further real clips have: a model at the floor cannot be told from the data at this count.
-  features: "i3d" (needs extra [fvd]), or "random". controls: corrupted real clips, beside. ValueError for an unknown
-  network or fewer than 16 clips.
+  The real floor is what as many further real clips have: a model at the floor cannot be told from the data at this
+  count. Controls are those further clips, corrupted. features: "i3d" (needs extra [fvd]), or "random". ValueError for
+  an unknown network or control, or fewer than 16 clips.
   """
 
   count: int = 256
@@ -98,6 +99,8 @@ class FVD:
   def __post_init__(self):
     if self.features not in NETWORKS:
       raise ValueError(f"unknown features {self.features!r}: choose from {', '.join(NETWORKS)}")
+    if unknown := {*self.controls} - {*CONTROLS}:
+      raise ValueError(f"unknown controls {', '.join(sorted(unknown))}: choose from {', '.join(CONTROLS)}")
     if self.count < 16:
       raise ValueError(f"FVD of {self.count} clips: take at least 16")
 
@@ -127,10 +130,15 @@ class FVD:
   def __call__(self, run: Run) -> Table:
     network = NETWORKS[self.features]()
     function = network.function()
-    features = {
-      name: run.map(function, resized(videos, network.size))
-      for name, videos in columns(run, self.split, self.count, self.controls).items()
+    clips = real_videos(run.data(self.split), 2 * self.count)
+    other = clips[self.count :]  # corrupted as well: against the clips that they were made of, content would not count
+    videos = {
+      "real": clips[: self.count],
+      "samples": run.sample(self.count, split=self.split)[:, 0],
+      "real floor": other,
+      **{name: CONTROLS[name](other) for name in self.controls},
     }
+    features = {name: run.map(function, resized(each, network.size)) for name, each in videos.items()}
     real, table = features.pop("real"), {}
     for column, made in features.items():
       rows = {}
