@@ -15,6 +15,7 @@ from short import get_config
 from vdt import checkpoint, sharding
 from vdt.config import AdamW, Mesh, Muon
 from vdt.diffusion import Tasks
+from vdt.models import presets
 from vdt.train import make_update
 
 OPTIMIZERS = {"adamw": AdamW(lr=1e-3, warmup=5), "muon": Muon(lr=1e-3, warmup=5)}
@@ -115,3 +116,30 @@ def test_the_batch_is_split_over_data_and_fsdp():
   video = sharding.put({"video": np.zeros((8, 2, 4, 4, 3), np.uint8)}, mesh)["video"]
   assert video.addressable_shards[0].data.shape == (2, 2, 4, 4, 3)
   assert dataclasses.asdict(Mesh())["data"] == -1 and Mesh().build().shape["data"] == 8
+
+
+PUBLISHED = {
+  "latte": presets.latte("S", depth=4, width=64, heads=4, classes=3, dtype="float32"),
+  "vdt": presets.vdt("S", depth=2, width=64, heads=4, dtype="float32"),
+  "latte-1": presets.latte_text(depth=4, width=64, heads=4, text=8, dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("frames", [4, 5])
+def test_published_networks_lie_over_all_axes(name, frames):
+  """Their late table of times, their text and its mask, padded frames: the same on eight devices as on one."""
+  model = PUBLISHED[name]
+  network = model.build(frames, (8, 8), {"sequence": 2, "tensor": 2})
+  keys = jax.random.split(jax.random.key(0), 4)
+  params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(keys[0], p.shape), jax.jit(network.init)(keys[1]))
+  x, t = jax.random.normal(keys[2], (4, frames, 8, 8, 4)), np.full((4, frames), 0.3, np.float32)
+  cond = {"given": np.zeros((4, frames, 8, 8, 1)), "label": np.zeros(4, int), "null": np.array([True, False] * 2)}
+  cond |= {"text": jax.random.normal(keys[3], (4, 5, 8)), "text_seen": np.arange(5)[None] < np.array([[5], [3]] * 2)}
+  alone = jax.jit(network.apply)(params, x, t, cond)
+  mesh = Mesh(data=1, fsdp=2, sequence=2, tensor=2).build()
+  with jax.set_mesh(mesh):
+    placed = sharding.place(jax.eval_shape(network.init, keys[1]), mesh)
+    spread = jax.tree.map(lambda leaf, where: jax.device_put(leaf, where.sharding), params, placed)
+    together = jax.jit(network.apply)(spread, x, t, cond)
+  np.testing.assert_allclose(together, alone, atol=1e-5 * float(np.abs(alone).max()))

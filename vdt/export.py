@@ -49,6 +49,9 @@ def run(
   the other side as well (`vdt.parity`). ValueError for what the format cannot express, and for an `out` that is
   no export.
   """
+  out = out or f"{workdir}/export/{format}"
+  if "://" in out:
+    raise ValueError(f"an export is written to a disk, not to {out}: name a local folder with --out, and copy it then")
   workdirs.refuse_another(workdir, config)
   config.check()
   network = config.model.build(config.data.frames, tuple(config.data.size), {})
@@ -69,7 +72,7 @@ def run(
   del tree
   weights.check({path: array.shape for path, array in arrays.items()}, shapes(like), f"{workdir} step {step}")
   print(f"read in {time.perf_counter() - start:.2f} s", file=sys.stderr)
-  folder = pathlib.Path(out or f"{workdir}/export/{format}")
+  folder = pathlib.Path(out)
   facts = card(config, workdir, format, step, ema, licence, arrays)
   with replacing(folder) as new:
     start = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from vdt import parity, torch_file, weights, workdirs
 from vdt.checkpoint import Checkpointer, State, shapes
@@ -47,7 +48,7 @@ def run(config: Config, origin: list[str], source: str, workdir: str, which: str
 
 def workdirs_hold(workdir: str, arrays: dict[str, np.ndarray]) -> bool:
   """Whether `workdir` holds these weights. ValueError if it holds other ones, or a run."""
-  if not (pathlib.Path(workdir) / "checkpoints").exists():
+  if not (epath.Path(workdir) / "checkpoints").exists():
     return False
   with Checkpointer(workdir, create=False) as checkpoints:
     if checkpoints.newest is None:
