@@ -1,5 +1,6 @@
 """Weights in and out: layouts, round trips, cards, and files that are not what they should be."""
 
+import fcntl
 import json
 import os
 import signal
@@ -143,6 +144,16 @@ def test_exports_have_a_card_replace_each_other_and_nothing_else(tmp_path, capsy
   with pytest.raises(ValueError, match="no export"):
     export.run(config, workdir, "latte", str(mine), None, None, "", False)
   assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+  folder = Path(workdir) / "export" / "latte"
+  with (folder.parent / ".latte.lock").open("w") as held:
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="another process exports"):
+      export.run(config, workdir, "latte", None, None, None, "", False)
+  folder.rename(folder.parent / ".latte.old")  # as a kill between two renames leaves it
+  with pytest.raises(OSError, match="cannot be written"), pytest.MonkeyPatch.context() as patch:
+    patch.setitem(export.WRITERS, "latte", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    export.run(config, workdir, "latte", None, None, None, "", False)
+  assert (folder / "model.safetensors").exists(), "what was there is there again"
 
 
 @pytest.mark.parametrize("variant, format", [("tiny", "latte"), ("tiny-vdt", "vdt"), ("tiny", "safetensors")])

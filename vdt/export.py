@@ -1,5 +1,6 @@
 """A run's weights to where others can use them: a folder with arrays or a program, and a card that says what it is."""
 
+import fcntl
 import json
 import math
 import os
@@ -90,24 +91,38 @@ def run(
 def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """A new folder beside `folder` that takes its place when all is written; after an error nothing has changed.
 
-  ValueError where `folder` holds something that is no export; OSError where it cannot be written.
+  ValueError where `folder` holds something that is no export, or another process writes there; OSError where it cannot
+  be written.
   """
   if folder.exists() and not (folder / CARD).exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise ValueError(f"{folder} is there, and no export (it has no {CARD}): name another --out")
-  new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+  new, old, lock = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old", "lock"))
   try:
-    for left in (new, old):
-      shutil.rmtree(left, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    if folder.exists():
-      folder.rename(old)
-    new.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as held:
+      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      settle(folder, new, old)
+      try:
+        new.mkdir()
+        yield new
+        if folder.exists():
+          folder.rename(old)
+        new.rename(folder)
+      finally:
+        settle(folder, new, old)
+        lock.unlink(missing_ok=True)
+  except BlockingIOError:
+    raise ValueError(f"another process exports to {folder}: wait for it, or name another --out") from None
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
-  finally:
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
+  """What is left of an export that came to no end: `old` goes back to where nothing is, all else away."""
+  if old.exists() and not folder.exists():
+    old.rename(folder)
+  for left in (new, old):
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def card(
