@@ -4,6 +4,7 @@ import importlib.util
 import math
 import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import pytest
@@ -67,12 +68,14 @@ def test_layouts_switch_by_all_to_all_and_gather_no_activations(compiled, patter
 
 def test_an_exported_sampler_compiles_for_a_slice():
   """The program that `vdt export --format stablehlo` writes, read back, for a chip that is not there."""
+  from absl import flags
   from jax import export
 
-  from experiments import published
   from vdt import stablehlo
+  from vdt.cli import parse
 
-  config = published.get_config("tiny")
+  experiment = Path(__file__).parents[1] / "experiments" / "published.py"
+  config, _ = parse([f"--config={experiment}:tiny"], flags.FlagValues())
   network = config.model.build(config.data.frames, tuple(config.data.size), {})
   like = jax.eval_shape(network.init, jax.random.key(0))
   program = export.deserialize(bytearray(stablehlo.programs(config, like)["sampler"].serialize()))
