@@ -123,6 +123,8 @@ class Checkpointer:
     """`step`, or the newest. ValueError if it is not there."""
     step = self.newest if step is None else step
     steps = sorted(self.manager.all_steps())
+    if step is None:
+      raise ValueError(f"no checkpoint in {self.directory} yet: train there first, or wait for its first save")
     if step not in steps:
       raise ValueError(f"no checkpoint of step {step} in {self.directory}: there are {steps or 'none'}")
     return step
@@ -191,9 +193,7 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   ValueError if nothing matches.
   """
   with Checkpointer(workdir, create=False) as checkpoints:
-    if checkpoints.newest is None:
-      raise ValueError(f"init_from: no checkpoint in {checkpoints.directory}")
-    step = checkpoints.newest
+    step = checkpoints.there(None)
     saved = checkpoints.arrays(step, ("ema",))["ema"]
   theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
   ours = shapes(params)

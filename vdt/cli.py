@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
       traceback.print_exc()
     kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
     hint = "" if isinstance(error, EXPECTED) else " (VDT_TRACEBACK=1 shows where)"
-    print(f"vdt {verb}: {kind}{' '.join(str(error).split()) or type(error).__name__}{hint}", file=sys.stderr)
+    said = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(error).split()))
+    print(f"vdt {verb}: {kind}{said or type(error).__name__}{hint}", file=sys.stderr)
     if verb in ("train", "sample", "evaluate"):
       from vdt import distributed
 

@@ -213,6 +213,9 @@ class Config:
         f"model.variance is {not self.diffusion.variance}, diffusion.variance {self.diffusion.variance}: set both, or "
         f"neither"
       )
+    self.diffusion.grid(self.sampler.steps)
+    if not getattr(self.model, "given", True) and self.tasks.completion:
+      raise ValueError("tasks.completion with model.given False: nothing would tell the network where the hole is")
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     if self.profile:
@@ -235,7 +238,11 @@ class Config:
     """Makes the data ready. ValueError where the evals or the model ask for more than is there."""
     self.data.prepare()
     dataclasses.replace(self.data, split="test").prepare()  # the report shows it
+    if (there := self.data.batch(0)["video"].shape[-1]) != self.model.channels:
+      raise ValueError(f"model.channels is {self.model.channels}, the data has {there}: latents are not read yet")
     for name, each in self.evals.items():
+      if hasattr(each, "prepare"):
+        each.prepare()
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
       if each.clips > len(held_out):
@@ -268,6 +275,7 @@ RESUMABLE = (
   "micro_batches",
   "evals",
   "sampler",
+  "diffusion.spacing",
   "log_every",
   "save_every",
   "keep",
@@ -291,6 +299,18 @@ def to_dict(config: Any) -> Any:
   if isinstance(config, (tuple, list)):
     return [to_dict(value) for value in config]
   return config
+
+
+def filled(old: dict, config: Any) -> dict:
+  """A stored config with the defaults of the fields that `config`'s dataclasses have got since."""
+  found = dict(old)
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if field.name not in old and field.default is not dataclasses.MISSING:
+      found[field.name] = to_dict(field.default)
+    elif dataclasses.is_dataclass(value) and isinstance(old.get(field.name), dict):
+      found[field.name] = filled(old[field.name], value)
+  return found
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:

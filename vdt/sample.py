@@ -67,6 +67,8 @@ def generate(
   """
   patch_frames = config.model.patch[0]
   k_mask, k_noise = jax.random.split(jax.random.key(seed))
+  if task == "completion" and not getattr(config.model, "given", True):
+    raise ValueError("task completion: this model is not told where the hole is (model.given is False)")
   if given is None:
     given = np.asarray(given_plans.plan(task, k_mask, clips.shape[:4], patch_frames, given_frames))
   elif given.shape != (*clips.shape[:4], 1):
@@ -114,7 +116,7 @@ def run(
 ) -> None:
   """`vdt sample`: writes each video as MP4 and WebP, and all of them as a contact sheet, and prints the folder.
 
-  Of a model that makes latents it writes latents.npy (b f h w c), generated without a label.
+  Of a model that makes latents it writes latents.npy (b f h w c); its label is a number (`latent_label`).
 
   given: a file with frames for those that the task leaves to the user (see `place`); without it held-out clips give
   them. ValueError for given frames of another size or number than the model's, an unknown label, or as `generate`.
@@ -126,13 +128,14 @@ def run(
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
   mesh, network, params, step = load(config, workdir, step, ema)
   if not pixels_out(config):
-    if task not in (None, "generation") or given or label is not None:
+    if task not in (None, "generation") or given or given_frames:
       raise ValueError(
-        f"this model makes latents (model.channels is {config.model.channels}): leave out --task, --given and --label"
+        f"this model makes latents (model.channels is {config.model.channels}): leave out --task and what is given"
       )
     shape = (count, config.data.frames, *config.data.size, config.model.channels)
+    labels = np.full(count, latent_label(label, config.model.classes))
     with jax.set_mesh(mesh):
-      made = generate(config, network, params, np.zeros(shape, np.float32), np.full(count, -1), seed=seed)
+      made = generate(config, network, params, np.zeros(shape, np.float32), labels, seed=seed)
     if distributed.first():
       np.save(folder / "latents.npy", made)
       print(f"latents of {count} videos of step {step}, seed {seed}, for their decoder: {folder / 'latents.npy'}")
@@ -171,6 +174,18 @@ def run(
     (folder / f"{number:04d}.webp").write_bytes(video.webp(each, held_out.fps()))
   (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(made[:64])))
   print(f"{count} videos of step {step}, task {task}, seed {seed}: {folder}")
+
+
+def latent_label(label: str | None, classes: int) -> int:
+  """The number of a class, of which latents have no names; none by default, but where there is one alone, as in VDT.
+
+  ValueError for what is no number of a class.
+  """
+  if label is None:
+    return 0 if classes == 1 else -1
+  if not (label.isdecimal() and int(label) < classes):
+    raise ValueError(f"--label {label}: a model of latents takes the number of a class, below {classes}")
+  return int(label)
 
 
 def place(

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 BATCH = P(("data", "fsdp"))
 PARAMS = (  # specs name trailing dimensions, so stacked layers, averages and moments match the same rows
-  (r"(query|key|value|up)/kernel$", P("fsdp", "tensor")),
+  (r"(query|key|value|up|projection)/kernel$", P("fsdp", "tensor")),
   (r"modulation/kernel$", P("fsdp", "tensor")),
   (r"(out|down)/kernel$", P("tensor", "fsdp")),
   (r"", P()),

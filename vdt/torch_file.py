@@ -198,8 +198,8 @@ def fill(into: Any, keys: list, values: list) -> None:
 
 
 def nearest(stack: list) -> str:
-  """The last string on a stack: the key, in its dict, of what is being made."""
-  return next((item for item in reversed(stack) if isinstance(item, str)), "?")
+  """The last string on a stack, near its top: the key, in its dict, of what is being made."""
+  return next((item for item in reversed(stack[-32:]) if isinstance(item, str)), "?")
 
 
 def call(function: Any, arguments: Any, name: str) -> Any:

@@ -42,7 +42,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     new_state = partial(checkpoint.new_state, network, optimizer, len(config.averages), init_key)
 
     with (
-      workdirs.claim(workdir, config, origin),
+      workdirs.claim(workdir, config, origin, data=config.data.fingerprint()),
       jax.set_mesh(mesh),
       Watchdog(config.hang_after) as watchdog,
       Checkpointer(workdir, config.keep, averages=config.averages) as checkpoints,

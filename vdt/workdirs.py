@@ -15,7 +15,7 @@ import jax
 from etils import epath
 
 from vdt import distributed
-from vdt.config import RESUMABLE, Config, differences, to_dict
+from vdt.config import RESUMABLE, Config, differences, filled, to_dict
 
 PACKAGES = ("vdt", "data_pipelines")
 
@@ -38,8 +38,10 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def claim(workdir: str, config: Config, origin: list[str] | None) -> Iterator[None]:
+def claim(workdir: str, config: Config, origin: list[str] | None, **more: Any) -> Iterator[None]:
   """Makes `workdir` this run's, as long as it lasts, and writes config.json; `origin` is the flags of its experiment.
+
+  more: what config.json says beside: "data", the data set's fingerprint, or "imported", where the weights are from.
 
   A workdir that another run is in, or that holds checkpoints of another one, is refused (ValueError), so is one that
   cannot be written (OSError). Going on with other sources than those it was begun with is told on stderr. A bucket
@@ -59,7 +61,7 @@ def claim(workdir: str, config: Config, origin: list[str] | None) -> Iterator[No
           print(f"{workdir} was made by sources {before.get('sources')}, these are {now['sources']}", file=sys.stderr)
       distributed.barrier("config.json is read")
       if distributed.first():
-        content = {"origin": origin or [], "config": to_dict(config), "environment": now}
+        content = {"origin": origin or [], "config": to_dict(config), "environment": now, **more}
         rewrite(path / "config.json", json.dumps(content, indent=2))
     except BlockingIOError:
       raise ValueError(f"another process trains in {workdir}: wait for it, or name another --workdir") from None
@@ -83,20 +85,25 @@ def rewrite(path: epath.Path, text: str) -> None:
 
 
 def read(workdir: str) -> dict[str, Any]:
-  """What config.json in `workdir` says. FileNotFoundError if there is none, ValueError if it is damaged."""
+  """What config.json in `workdir` says: "origin", "config", "environment", "data", "imported".
+
+  FileNotFoundError if there is none, ValueError if it is damaged.
+  """
   path = epath.Path(workdir) / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{workdir} is no workdir of a run (it has no config.json): name another --workdir")
   try:
     content = json.loads(path.read_text())
-    return {name: content[name] for name in ("origin", "config", "environment")}
+    needed = {name: content[name] for name in ("origin", "config", "environment")}
+    return {**needed, "data": content.get("data", ""), "imported": content.get("imported")}
   except (json.JSONDecodeError, KeyError) as error:
     raise ValueError(f"{path} is damaged ({error}): restore it, or train in another --workdir") from error
 
 
 def refuse_another(workdir: str, config: Config) -> None:
   """ValueError naming the fields of `config`, but for RESUMABLE ones, in which the run in `workdir` differs from it."""
-  changes = differences(read(workdir)["config"], json.loads(json.dumps(to_dict(config))))
+  plain = lambda content: json.loads(json.dumps(content))
+  changes = differences(plain(filled(read(workdir)["config"], config)), plain(to_dict(config)))
   changes = {name: pair for name, pair in changes.items() if not {name, name.split(".")[0]} & {*RESUMABLE}}
   if changes:
     listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())

@@ -50,7 +50,7 @@ class RectifiedFlow(Path):
     return "velocity"
 
   def shifted(self, t: Any) -> Any:
-    return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+    return t / (t + (1.0 - t) / self.shift)  # exact at both ends
 
   def levels(self, t: Any) -> tuple[Any, Any]:
     """Equation 1 of arXiv:2209.03003."""

@@ -44,10 +44,11 @@ class Gaussian(Path):
   Timestep i of other implementations, from 0, is t = (i + 1) / timesteps; t = 0 is clean. Between two, the levels are
   interpolated. schedule: "linear", "scaled_linear" (both from betas[0] to betas[1]) or "cosine". prediction: "noise",
   "x0" or "v", whose squared error is the loss, weighted by min(SNR, min_snr) in x0 where min_snr > 0
-  (arXiv:2303.09556). zero_terminal_snr: t = 1 is noise alone (arXiv:2305.08891).
+  (arXiv:2303.09556). zero_terminal_snr: t = 1 is noise alone (arXiv:2305.08891), where min_snr leaves no weight.
   spacing: of the sampling times: "trailing" from t = 1, "leading" up from the first timestep, or "linspace" with both.
   variance: the network says where each step's variance lies between the least and the most it can be; its loss is the
-  variational bound beside (section 3.1 of arXiv:2102.09672). anomaly: see `Path`.
+  variational bound beside (section 3.1 of arXiv:2102.09672, where noise is predicted: x0 near t = 0 is too coarse for
+  it). anomaly: see `Path`.
   """
 
   schedule: str = "linear"
@@ -69,7 +70,8 @@ class Gaussian(Path):
       raise ValueError(f"unknown spacing {self.spacing!r}: choose from {', '.join(SPACINGS)}")
     if self.zero_terminal_snr and self.prediction == "noise":
       raise ValueError("zero_terminal_snr with prediction noise: at t = 1 noise says nothing of x0, choose v or x0")
-    if self.timesteps < 2 or not 0 < self.betas[0] <= self.betas[1] < 1 or min(self.min_snr, self.anomaly) < 0:
+    rising = len(self.betas) == 2 and 0 < self.betas[0] <= self.betas[1] < 1
+    if self.timesteps < 2 or not (rising and self.min_snr >= 0 and self.anomaly >= 0):
       raise ValueError(f"{self}: timesteps at least 2, 0 < betas[0] <= betas[1] < 1, min_snr and anomaly at least 0")
 
   @property
@@ -92,7 +94,7 @@ class Gaussian(Path):
     """ValueError for more steps than there are timesteps."""
     if steps > self.timesteps:
       raise ValueError(f"sampler.steps is {steps}, the diffusion has {self.timesteps} timesteps: take at most as many")
-    match self.spacing:
+    match "trailing" if steps == 1 else self.spacing:  # one step is from t = 1, or it would change nothing
       case "trailing":  # Table 2 of arXiv:2305.08891
         numbers = np.round(self.timesteps - np.arange(steps) * self.timesteps / steps)
       case "leading":

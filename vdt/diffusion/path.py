@@ -1,5 +1,6 @@
 """What all diffusions share: a path x_t = alpha x0 + sigma noise, and the loss along it."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from vdt.diffusion.given import frame_times, mean_given
 Video = Float[Array, "b f h w c"]
 
 
-class Path:
+class Path(abc.ABC):
   """A diffusion, but for its levels of noise. A subclass is a dataclass with the fields `prediction` and `anomaly`.
 
   It has `levels`, `inverse`, `times` and `grid`; where it likes, `weight` and `scale`. prediction: what the network
@@ -35,21 +36,21 @@ class Path:
   def measure(self) -> str:
     return self.prediction
 
+  @abc.abstractmethod
   def levels(self, t: Any) -> tuple[Any, Any]:
     """(alpha, sigma) at diffusion times `t`: of NumPy in float64, of JAX in float32."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def inverse(self, ratio: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The times at which sigma / alpha is `ratio`, or the last one where that is past the end."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def times(self, key: Key[Array, ""], count: int) -> Float[Array, " b"]:
     """Training times, one a video."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def grid(self, steps: int) -> Float[np.ndarray, " n"]:
     """The `steps + 1` sampling times, falling, the last one 0."""
-    raise NotImplementedError
 
   def weight(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
     """What the loss of a time is multiplied by."""

@@ -5,6 +5,7 @@ levels of noise alone. They are computed before, in float64 (`coefficients`), an
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ class Sampler:
       raise ValueError(f"unknown sampler method {self.method!r}: choose from {', '.join(METHODS)}")
     if self.steps < 1:
       raise ValueError(f"sampler.steps is {self.steps}: take at least 1")
-    if self.churn < 0:
+    if not (self.churn >= 0 and math.isfinite(self.churn)):
       raise ValueError(f"sampler.churn is {self.churn}: take 0 for none, or more")
     if not 0 <= self.eta <= 1 or (self.eta and self.method != "ddim"):
       raise ValueError(f"sampler.eta is {self.eta}: 0 to 1, and above 0 with method ddim alone")
@@ -56,6 +57,8 @@ class Sampler:
       raise ValueError(
         f"sampler.churn with method {self.method}: its steps go by those before, or draw noise themselves"
       )
+    if not math.isfinite(self.guidance_scale):
+      raise ValueError(f"sampler.guidance_scale is {self.guidance_scale}: a number, 1 for none")
     if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
       raise ValueError(f"sampler.guidance_interval is {self.guidance_interval}: two times in [0, 1], the earlier first")
 
@@ -82,8 +85,8 @@ class Sampler:
 
     def renoised(x: jax.Array, row: dict) -> jax.Array:
       if not self.churn:
-        return x
-      return jnp.where(hidden > 0, row["churn_x"] * x + row["churn_noise"] * noise(row["number"]), x)
+        return x  # numbers past the steps': other noise than the steps themselves draw
+      return jnp.where(hidden > 0, row["churn_x"] * x + row["churn_noise"] * noise(row["number"] + self.steps), x)
 
     def heun(x: jax.Array, row: dict, last: bool = False) -> tuple[jax.Array, None]:
       """In y = x / (alpha + sigma), a straight path over u = sigma / (alpha + sigma); at time 0 no second slope."""

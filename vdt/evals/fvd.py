@@ -1,5 +1,6 @@
 """The Fréchet video distance (arXiv:1812.01717), with what it was made by: a figure without its card says nothing."""
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -18,18 +19,19 @@ from vdt.evals.statistics import extrapolated, frechet_distance, interval, kerne
 Videos = Float[np.ndarray, "b f h w c"]
 
 
-class Network:
+class Network(abc.ABC):
   """What turns videos in [-1, 1] into features. name and hash: for the card; size: what frames are resized to."""
 
   name: str
   size: int | None
 
+  @abc.abstractmethod
   def hash(self) -> str:
-    raise NotImplementedError
+    """Of the weights."""
 
+  @abc.abstractmethod
   def function(self) -> Callable[[jax.Array], jax.Array]:
     """(b f size size 3) to (b d), in JAX."""
-    raise NotImplementedError
 
 
 class I3D(Network):
@@ -107,6 +109,10 @@ class FVD:
   @property
   def clips(self) -> int:
     return 2 * self.count
+
+  def prepare(self) -> None:
+    """FileNotFoundError where the network's weights are not installed: before training, not after it."""
+    NETWORKS[self.features]().function()
 
   def card(self, run: Run) -> dict[str, Any]:
     """All that the figures depend on beside the model's weights."""

@@ -81,8 +81,11 @@ def attend_long(
   return local(query, key, value)
 
 
-class TextAttention(nnx.Module):
-  """Multi-head attention from all tokens to those of a text."""
+class Heads(nnx.Module):
+  """What any attention has: dense maps to queries, keys and values and back, and norms of queries and keys, or None.
+
+  The norms are RMS over a head (arXiv:2302.05442).
+  """
 
   def __init__(self, width: int, heads: int, *, qk_norm: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.heads = heads
@@ -92,6 +95,10 @@ class TextAttention(nnx.Module):
     self.out = Dense(width, width, dtype=dtype, rngs=rngs)
     norm = lambda: nnx.RMSNorm(width // heads, dtype=dtype, rngs=rngs) if qk_norm else None
     self.query_norm, self.key_norm = norm(), norm()
+
+
+class TextAttention(Heads):
+  """Attention from all tokens to those of a text."""
 
   def __call__(
     self, x: Float[Array, "b f n d"], text: Float[Array, "b l d"], seen: Bool[Array, "b l"], split: int
@@ -107,19 +114,12 @@ class TextAttention(nnx.Module):
     return layout.tokens(self.out(layout.hidden(y, split)), split)
 
 
-class Attention(nnx.Module):
-  """Multi-head self-attention over one named axis, with RMS-normalised queries and keys (arXiv:2302.05442)."""
+class Attention(Heads):
+  """Self-attention over one named axis; rotary: queries and keys are turned by where they stand."""
 
-  def __init__(
-    self, axis: str, width: int, heads: int, *, qk_norm: bool, rotary: bool, dtype: jnp.dtype, rngs: nnx.Rngs
-  ):
-    self.axis, self.heads, self.rotary = axis, heads, rotary
-    self.query = Dense(width, width, dtype=dtype, rngs=rngs)
-    self.key = Dense(width, width, dtype=dtype, rngs=rngs)
-    self.value = Dense(width, width, dtype=dtype, rngs=rngs)
-    self.out = Dense(width, width, dtype=dtype, rngs=rngs)
-    norm = lambda: nnx.RMSNorm(width // heads, dtype=dtype, rngs=rngs) if qk_norm else None
-    self.query_norm, self.key_norm = norm(), norm()
+  def __init__(self, axis: str, width: int, heads: int, *, rotary: bool, **options):
+    super().__init__(width, heads, **options)
+    self.axis, self.rotary = axis, rotary
 
   def __call__(
     self, x: Float[Array, "b f n d"], cells: tuple[int, int, int], kernels: bool, split: int

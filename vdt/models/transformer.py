@@ -166,6 +166,9 @@ class TransformerConfig:
     _, h, w = self.cells(frames, size)
     tensor, sequence = mesh_shape.get("tensor", 1), mesh_shape.get("sequence", 1)
     checks = {
+      f"model.positions {self.positions!r} is for patterns of two blocks and more": (
+        self.positions.startswith("late") and len(blocks) < 2
+      ),
       f"model.depth {self.depth} is not a multiple of the pattern's {len(blocks)} blocks": self.depth % len(blocks),
       f"model.width {self.width} is not a multiple of model.heads {self.heads}": self.width % self.heads,
       f"model.width / model.heads {self.width // self.heads} is odd": self.width // self.heads % 2,
@@ -323,7 +326,7 @@ class VideoDiT(nnx.Module):
       late = None if late is None else jnp.pad(late, ((0, padding), (0, 0)))
     time = layout.whole(time)
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
-    around = Around(time, shared, self.read(cond, len(x)) if config.text else None, late, cells, kernels)
+    around = Around(time, shared, self.read(cond, x.shape[0]) if config.text else None, late, cells, kernels)
     return layout.tokens(tokens, layout.FRAMES), around
 
   def read(self, cond: dict, count: int) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
