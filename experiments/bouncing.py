@@ -14,6 +14,7 @@ this metric on earlier checkpoints.
 from data_pipelines.clips import SimulatedClips
 from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks, resolution_shift
+from vdt.evals.fvd import FVD
 from vdt.evals.memorisation import Memorisation
 from vdt.evals.motion import Motion
 from vdt.evals.physics import Physics
@@ -40,7 +41,7 @@ def get_config(variant: str = "full") -> Config:
   )
   match variant:
     case "full":
-      pass
+      config.evals["fvd"] = FVD(count=128)  # pip install -e '.[fvd]'
     case "demo" | "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=16)
       # What "dots" saves in memory traffic is worth more than what it computes again.

@@ -40,7 +40,7 @@ def get_config(variant: str = "latte-xl") -> Config:
     optimizer=AdamW(lr=1e-4, warmup=0),
     topology="v5p:2x2x1",
   )
-  small = dict(depth=2, width=32, heads=2, channels=3, patch=(1, 4, 4), dtype="float32")
+  small = dict(depth=2, width=32, heads=2, channels=3, patch=(1, 2, 2), dtype="float32")
   match variant:
     case "tiny" | "tiny-vdt" | "tiny-latte-1":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=8)
@@ -49,7 +49,8 @@ def get_config(variant: str = "latte-xl") -> Config:
         "tiny-vdt": lambda: presets.vdt("S", **small, classes=4),
         "tiny-latte-1": lambda: presets.latte_text(**small, text=8),
       }[variant]()
-      config.sampler.steps = 4
+      config.sampler.steps = 8
+      config.ema = 0.99
       config.optimizer = AdamW(lr=1e-3, warmup=5)
       config.steps, config.log_every, config.save_every = 20, 5, 10
       config.evals = {"loss": ValLoss(count=8)}

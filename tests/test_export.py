@@ -131,7 +131,11 @@ def test_exports_have_a_card_replace_each_other_and_nothing_else(tmp_path, capsy
       "apache-2.0",
       sum(a.size for a in arrays.values()),
     )
-    assert "license: apache-2.0" in (folder / "README.md").read_text()
+    page = (folder / "README.md").read_text()
+    assert 'license: "apache-2.0"' in page and "# published.py:tiny" in page and "data set | SimulatedClips" in page
+    assert {*card["files"]} == {path.name for path in folder.iterdir()} and str(tmp_path) not in page.split(
+      "## Config"
+    )[0]
   assert "golden arrays" in capsys.readouterr().err
   assert {path.name for path in (Path(workdir) / "export").iterdir()} == {"safetensors", "orbax", "latte"}
   with safe_open(Path(workdir) / "export/safetensors/model.safetensors", "numpy") as file:
@@ -145,6 +149,10 @@ def test_exports_have_a_card_replace_each_other_and_nothing_else(tmp_path, capsy
     export.run(config, workdir, "latte", str(mine), None, None, "", False)
   assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
   folder = Path(workdir) / "export" / "latte"
+  (folder / "notes.txt").write_text("precious")
+  with pytest.raises(ValueError, match=r"holds notes\.txt beside an export"):
+    export.run(config, workdir, "latte", None, None, None, "", False)
+  (folder / "notes.txt").unlink()
   with (folder.parent / ".latte.lock").open("w") as held:
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(ValueError, match="another process exports"):
@@ -156,7 +164,10 @@ def test_exports_have_a_card_replace_each_other_and_nothing_else(tmp_path, capsy
   assert (folder / "model.safetensors").exists(), "what was there is there again"
 
 
-@pytest.mark.parametrize("variant, format", [("tiny", "latte"), ("tiny-vdt", "vdt"), ("tiny", "safetensors")])
+WAYS = [("tiny", "latte"), ("tiny-vdt", "vdt"), ("tiny", "safetensors"), ("tiny", "orbax")]
+
+
+@pytest.mark.parametrize("variant, format", WAYS)
 def test_from_a_run_to_a_file_to_a_run(variant, format, tmp_path, capsys):
   """Bit for bit, and the second import changes nothing; the imported run samples, and training starts from it."""
   config, workdir, arrays = experiment(tmp_path, variant)
@@ -171,10 +182,20 @@ def test_from_a_run_to_a_file_to_a_run(variant, format, tmp_path, capsys):
     assert found.keys() == {"ema", "step"}
     for path, leaf in jax.tree_util.tree_leaves_with_path(found["ema"]):
       np.testing.assert_array_equal(leaf, arrays[path_name(path)])
+  imported = workdirs.read(target)["imported"]
+  assert imported["layout"] == {"safetensors": "plain", "orbax": "plain"}.get(format, format)
+  assert all(digest.startswith("sha256:") for digest in imported["files"].values()) and imported["files"]
+  export.run(config, target, "safetensors", None, None, None, "", False)
+  assert "not trained here" in (Path(target) / "export/safetensors/README.md").read_text()
+  config.model.heads = 1  # which no shape shows
+  other = {"safetensors": r"another model: model\.heads 2, here 1"}.get(format, r"another config \(model\.heads 2 -> 1")
+  with pytest.raises(ValueError, match=other):
+    importer.run(config, origin, source, target, "", False)
+  config.model.heads = 2
   with pytest.raises(SystemExit):
     main(["train", f"--workdir={target}"])
   assert "holds weights alone" in capsys.readouterr().err
-  with pytest.raises(ValueError, match="does not hold this model"):
+  with pytest.raises(ValueError, match=r"does not hold this model|model\.depth 2, here 4"):
     config.model.depth *= 2
     importer.run(config, origin, source, str(tmp_path / "other"), "", False)
   assert not (tmp_path / "other").exists()
@@ -186,12 +207,76 @@ def test_torch_files(tmp_path, capsys):
     key[2:]: value for key, value in np.load(parity.GOLDEN / "latte_tiny_uncond.npz").items() if key[:2] == "w/"
   }
   for which, factor in (("", 1.5), ("ema", 1.5), ("model", 1.0)):
-    theirs, layout = importer.open_weights(parity.GOLDEN / "latte_tiny.pt", which)
-    assert layout == "latte" and theirs.keys() == golden.keys()
+    theirs, layout, _, taken = importer.open_weights(parity.GOLDEN / "latte_tiny.pt", which)
+    assert (layout, taken) == ("latte", which or "ema") and theirs.keys() == golden.keys()
     for key, array in golden.items():
       np.testing.assert_array_equal(theirs[key], np.float32(factor) * array)
   with pytest.raises(ValueError, match=r"holds model, ema.*--weights|holds ema, model.*--weights"):
     importer.open_weights(parity.GOLDEN / "latte_tiny.pt", "best")
+
+
+def test_what_wraps_the_arrays_falls_off(tmp_path):
+  """Prefixes one in another, a tensor beside the named dicts, keys that are numbers; also in safetensors."""
+  arrays = {"blocks.0.attn.qkv.weight": np.ones((2, 2), np.float32), "x_embedder.proj.bias": np.ones(2, np.float32)}
+  wrapped = {f"module._orig_mod.model.{key}": array for key, array in arrays.items()}
+  content = {"state_dict": {**wrapped, 3: np.ones(1)}, "step": np.ones(1), 7: "x", "opt": {"lr": 1.0}}
+  found, which = importer.chosen(content, "", tmp_path)
+  assert (found.keys(), which) == (arrays.keys(), "state_dict")
+  save_file(wrapped, tmp_path / "a.safetensors")
+  opened = importer.open_weights(tmp_path / "a.safetensors", "")
+  assert {*opened.arrays} == {*arrays} and opened.arrays.shapes() == {key: a.shape for key, a in arrays.items()}
+  np.testing.assert_array_equal(opened.arrays["x_embedder.proj.bias"], 1)
+  with pytest.raises(ValueError, match=r"--weights ema chooses of a \.pt"):
+    importer.open_weights(tmp_path / "a.safetensors", "ema")
+  save_file(wrapped, tmp_path / "b.safetensors")
+  with pytest.raises(ValueError, match=r"a\.safetensors and .*b\.safetensors both hold module"):
+    importer.open_weights(tmp_path, "")
+  save_file({}, tmp_path / "b.safetensors")
+  with pytest.raises(ValueError, match=r"b\.safetensors holds no arrays"):
+    importer.open_weights(tmp_path / "b.safetensors", "")
+  header = b'{"blocks.0.attn.qkv.weight":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+  (tmp_path / "b.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+  eight = importer.open_weights(tmp_path / "b.safetensors", "")
+  with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv\.weight cannot be read.*float32"):
+    eight.arrays["blocks.0.attn.qkv.weight"]
+  (tmp_path / "config.json").write_text("{")
+  opened = opened._replace(layout="diffusers", files=[tmp_path / "a.safetensors"])
+  with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    importer.compare(opened, experiment(tmp_path)[0])
+
+
+def test_a_disagreement_is_an_error(tmp_path, monkeypatch):
+  """Neither written nor said to be equal."""
+  config, workdir, _ = experiment(tmp_path)
+  monkeypatch.setattr(parity, "golden", lambda name: (np.zeros(3), np.full(3, 1e-3)))
+  with pytest.raises(ValueError, match=r"(?s)disagree by more than 0\.0001: .*latte_tiny_class +0\.001 of 0\.001"):
+    export.run(config, workdir, "latte", None, None, None, "", True)
+  assert not (Path(workdir) / "export" / "latte").exists()
+
+
+@pytest.mark.parametrize("format", ["latte", "orbax"])
+def test_a_full_disk_is_one_line(format, tmp_path, capfd):
+  """A process that may not write files beyond a size, as one whose disk is full."""
+  _, workdir, _ = experiment(tmp_path)
+  code = (
+    "import resource, signal, sys\nfrom vdt import cli\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\ncli.main(sys.argv[1:])\n"
+  )
+  command = [sys.executable, "-c", code, "export", f"--workdir={workdir}", f"--format={format}", "--nocheck"]
+  done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+  assert done.returncode == 1, done.stderr
+  last = [line for line in done.stderr.splitlines() if line.startswith("vdt export:")]
+  assert len(last) == 1 and "cannot be written" in last[0], done.stderr
+  assert not any((Path(workdir) / "export").iterdir())
+
+
+def test_what_latte_was_not_trained_with_is_refused(tmp_path):
+  fields = {"diffusion.schedule": "cosine", "diffusion.prediction": "v", "diffusion.zero_terminal_snr": True}
+  config, workdir, _ = experiment(tmp_path, **fields)
+  with pytest.raises(ValueError) as error:
+    export.run(config, workdir, "latte", None, None, None, "", False)
+  for name in fields:
+    assert name in str(error.value)
 
 
 def test_files_that_are_damaged_or_of_another_kind(tmp_path):
@@ -223,7 +308,7 @@ def test_half_precision_comes_in_as_float32(tmp_path):
   for dtype in (np.float16, jnp.bfloat16):
     theirs = {row.key: np.ascontiguousarray(weights.there(row, ours, computed).astype(dtype)) for row in rows}
     save_file(theirs, tmp_path / "half.safetensors")
-    held, layout = importer.open_weights(tmp_path / "half.safetensors", "")
+    held, layout, *_ = importer.open_weights(tmp_path / "half.safetensors", "")
     found = weights.adopt(layout, MODELS["latte"], CELLS, like, held, "half")
     for path, array in ours.items():
       np.testing.assert_array_equal(found[path], array.astype(dtype).astype(np.float32))
@@ -232,10 +317,13 @@ def test_half_precision_comes_in_as_float32(tmp_path):
 def test_heads_that_shapes_do_not_show_are_compared(tmp_path):
   config, _, _ = experiment(tmp_path)
   config.model = MODELS["diffusers"]
-  theirs = parity.diffusers_config(config)
-  importer.compare(theirs, config, tmp_path)
+  theirs = {**parity.diffusers_config(config), "_class_name": "Latte"}
+  opened = importer.Source({}, "diffusers", [tmp_path / "model.safetensors"])
+  (tmp_path / "config.json").write_text(json.dumps(theirs))
+  importer.compare(opened, config)
+  (tmp_path / "config.json").write_text(json.dumps({**theirs, "num_attention_heads": 4}))
   with pytest.raises(ValueError, match=r"num_attention_heads 4, here 2"):
-    importer.compare({**theirs, "num_attention_heads": 4}, config, tmp_path)
+    importer.compare(opened, config)
 
 
 def test_an_export_that_is_killed_leaves_the_one_before(tmp_path):
@@ -259,9 +347,10 @@ def test_an_export_that_is_killed_leaves_the_one_before(tmp_path):
   assert [path.name for path in folder.parent.iterdir()] == ["latte"]
 
 
-def test_a_program_without_vdt_makes_the_same_frames(tmp_path):
+@pytest.mark.parametrize("variant", ["tiny", "tiny-latte-1"])
+def test_a_program_without_vdt_makes_the_same_frames(variant, tmp_path):
   """The exported sampler, run by the script beside it in a Python that sees jax and NumPy alone."""
-  config, workdir, _ = experiment(tmp_path)
+  config, workdir, _ = experiment(tmp_path, variant)
   export.run(config, workdir, "stablehlo", None, None, None, "", True)
   folder, alone = Path(workdir) / "export" / "stablehlo", tmp_path / "alone"
   alone.mkdir()
@@ -270,7 +359,8 @@ def test_a_program_without_vdt_makes_the_same_frames(tmp_path):
   for path in site.iterdir():
     if path.name.split("-")[0].split(".")[0] in needs:
       (alone / path.name).symlink_to(path)
-  command = [sys.executable, "-S", str(folder / "sample.py"), "3", "5", "1"]
+  label = 1 if config.model.classes else -1
+  command = [sys.executable, "-S", str(folder / "sample.py"), "3", "5", str(label)]
   kept = {name: os.environ[name] for name in ("PATH", "JAX_PLATFORMS", "XLA_FLAGS")}
   env = {**kept, "PYTHONPATH": str(alone)}
   done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -279,12 +369,14 @@ def test_a_program_without_vdt_makes_the_same_frames(tmp_path):
   from vdt import video
 
   network = config.model.build(config.data.frames, tuple(config.data.size), {})
-  params = parity.tree(jax.eval_shape(network.init, jax.random.key(0)), experiment(tmp_path)[2])
-  made = sample.generate(
-    config, network, params, np.zeros((3, 8, 16, 16, 3), np.float32), np.full(3, 1, np.int32), seed=5
-  )
+  params = parity.tree(jax.eval_shape(network.init, jax.random.key(0)), experiment(tmp_path, variant)[2])
+  clips = np.zeros((3, 8, 16, 16, 3), np.float32)
+  made = sample.generate(config, network, params, clips, np.full(3, label, np.int32), seed=5)
   assert np.ptp(frames) > 100
   np.testing.assert_array_equal(frames, video.to_uint8(made))
+  for wrong in (["0"], ["1", "0", "7"]):
+    refused = subprocess.run([*command[:3], *wrong], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert refused.returncode == 1 and "at least 1 video, and a label below" in refused.stderr
 
 
 @pytest.mark.slow
@@ -294,7 +386,7 @@ def test_diffusers_loads_what_is_exported_and_agrees(tmp_path):
   config, workdir, arrays = experiment(tmp_path, "tiny-latte-1")
   export.run(config, workdir, "diffusers", None, None, None, "", False)
   folder = Path(workdir) / "export" / "diffusers"
-  errors = parity.diffusers_errors(config, folder)
+  errors = parity.diffusers_errors(config, arrays, weights.Tensors(folder / "diffusion_pytorch_model.safetensors"))
   assert errors.keys() == {"embedding", "repeat 0", "out"}
   assert all(error < 1e-5 * max(size, 1) for error, size in errors.values()), errors
   from diffusers import DDIMScheduler, LatteTransformer3DModel

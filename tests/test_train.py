@@ -1,6 +1,7 @@
 """What the program does with steps that are not finite, with signals, and with evals that cannot be."""
 
 import dataclasses
+import json
 import os
 import signal
 
@@ -11,11 +12,12 @@ import pytest
 from short import get_config
 
 from vdt.checkpoint import Checkpointer
-from vdt.diffusion import RectifiedFlow
+from vdt.diffusion import Gaussian, RectifiedFlow, Sampler, Tasks
+from vdt.evals.fvd import FVD, I3D
 from vdt.evals.val_loss import ValLoss
 from vdt.judge import LEAST, PATIENCE
 from vdt.train import Stop, train
-from vdt.workdirs import claim
+from vdt.workdirs import claim, refuse_another
 from vdt.writer import TIMINGS, read_rows
 
 
@@ -122,6 +124,37 @@ def test_evals_are_checked_against_what_is_held_out_before_training(data_dir):
   made.evals = {"loss": ValLoss(count=300)}
   with pytest.raises(ValueError, match=r"evals\.loss needs 300 clips, split 'test' has 256"):
     made.build()
+
+
+def test_what_can_only_fail_later_is_said_before_training(data_dir, monkeypatch):
+  made = config(data_dir, (), 1)
+  made.model.channels = 4
+  with pytest.raises(ValueError, match=r"model\.channels is 4, the data has 3"):
+    made.prepare()
+  made.model.channels, made.evals = 3, {"fvd": FVD(count=16)}
+  monkeypatch.setattr(I3D, "function", lambda self: (_ for _ in ()).throw(FileNotFoundError("no weights")))
+  with pytest.raises(FileNotFoundError, match="no weights"):
+    made.prepare()
+  made.model.given, made.tasks = False, Tasks(completion=1.0)
+  with pytest.raises(ValueError, match=r"tasks\.completion with model\.given False"):
+    made.check()
+  made = config(data_dir, (), 1)
+  made.diffusion, made.sampler = Gaussian(), Sampler("ddim", 2000)
+  with pytest.raises(ValueError, match=r"sampler\.steps is 2000, the diffusion has 1000"):
+    made.check()
+
+
+def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path, data_dir):
+  made = config(data_dir, (), 1)
+  with claim(str(tmp_path), made, None):
+    pass
+  stored = json.loads((tmp_path / "config.json").read_text())
+  del stored["config"]["model"]["discrete"], stored["config"]["averages"]
+  (tmp_path / "config.json").write_text(json.dumps(stored))
+  refuse_another(str(tmp_path), made)
+  made.model.discrete = True
+  with pytest.raises(ValueError, match=r"model\.discrete False -> True"):
+    refuse_another(str(tmp_path), made)
 
 
 def test_two_runs_do_not_share_a_workdir(tmp_path, data_dir):

@@ -29,7 +29,9 @@ from vdt.sharding import path_name
 from vdt.writer import read_rows
 
 FORMATS = ("safetensors", "orbax", "latte", "vdt", "diffusers", "stablehlo")
-CARD = "card.json"
+FILES = dict.fromkeys(("safetensors", "latte", "vdt"), "model.safetensors")
+FILES["diffusers"] = "diffusion_pytorch_model.safetensors"
+CARD, PAGE = "card.json", "README.md"
 FLUSH = 2**28
 """Bytes after which what is written goes to the disk, so that it is not all left for the end."""
 
@@ -46,13 +48,15 @@ def run(
 ) -> None:
   """`vdt export`: writes the average weights of a run as a folder, in one step, and prints it.
 
-  out: where (default: WORKDIR/export/FORMAT); an export that is there is replaced. licence: for the card. check: run
-  the other side as well (`vdt.parity`). ValueError for what the format cannot express, and for an `out` that is
-  no export.
+  out: where (default: WORKDIR/export/FORMAT); an export that is there is replaced. licence: for the card. check: read
+  what was written again, and run the other side (`vdt.parity`). ValueError for what the format cannot express, for an
+  `out` that is no export, and where the other side disagrees.
   """
   out = out or f"{workdir}/export/{format}"
   if "://" in out:
     raise ValueError(f"an export is written to a disk, not to {out}: name a local folder with --out, and copy it then")
+  folder = pathlib.Path(out).resolve()
+  refuse_folder(folder)
   workdirs.refuse_another(workdir, config)
   config.check()
   network = config.model.build(config.data.frames, tuple(config.data.size), {})
@@ -73,17 +77,21 @@ def run(
   del tree
   weights.check({path: array.shape for path, array in arrays.items()}, shapes(like), f"{workdir} step {step}")
   print(f"read in {time.perf_counter() - start:.2f} s", file=sys.stderr)
-  folder = pathlib.Path(out)
   facts = card(config, workdir, format, step, ema, licence, arrays)
   with replacing(folder) as new:
     start = time.perf_counter()
     WRITERS[format](new, config, like, arrays, facts)
     print(f"written in {time.perf_counter() - start:.2f} s", file=sys.stderr)
+    facts["files"] = sorted([*(path.name for path in new.iterdir()), CARD, PAGE])
     (new / CARD).write_text(json.dumps(facts, indent=2) + "\n")
     page = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), keep_trailing_newline=True).get_template("card.md.j2")
-    (new / "README.md").write_text(page.render(facts, config_text=json.dumps(facts["config"], indent=2)))
+    (new / PAGE).write_text(page.render(facts, config_text=json.dumps(facts["config"], indent=2)))
     if check:
-      print(parity.report(format, config, new), file=sys.stderr)
+      held = new
+      if format in FILES:
+        held = weights.Tensors(new / FILES[format])
+        verify(held, *contents(format, config, arrays))
+      print(parity.report(format, config, arrays, held), file=sys.stderr)
   print(f"step {step} as {format}: {folder}")
 
 
@@ -91,11 +99,9 @@ def run(
 def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """A new folder beside `folder` that takes its place when all is written; after an error nothing has changed.
 
-  ValueError where `folder` holds something that is no export, or another process writes there; OSError where it cannot
-  be written.
+  ValueError as `refuse_folder`, or where another process writes there; OSError where it cannot be written.
   """
-  if folder.exists() and not (folder / CARD).exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise ValueError(f"{folder} is there, and no export (it has no {CARD}): name another --out")
+  refuse_folder(folder)
   new, old, lock = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old", "lock"))
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +123,20 @@ def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
 
 
+def refuse_folder(folder: pathlib.Path) -> None:
+  """ValueError where `folder` holds anything but an export, as its card says."""
+  if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    return
+  if not (folder / CARD).exists():
+    raise ValueError(f"{folder} is there, and no export (it has no {CARD}): name another --out")
+  try:
+    known = json.loads((folder / CARD).read_text())["files"]
+  except (ValueError, LookupError, TypeError) as error:
+    raise ValueError(f"{folder / CARD} is not of vdt, or damaged: name another --out") from error
+  if others := sorted({path.name for path in folder.iterdir()} - {*known}):
+    raise ValueError(f"{folder} holds {', '.join(others)} beside an export: move it, or name another --out")
+
+
 def settle(folder: pathlib.Path, new: pathlib.Path, old: pathlib.Path) -> None:
   """What is left of an export that came to no end: `old` goes back to where nothing is, all else away."""
   if old.exists() and not folder.exists():
@@ -129,23 +149,29 @@ def card(
   config: Config, workdir: str, format: str, step: int, ema: float | None, licence: str, arrays: dict[str, np.ndarray]
 ) -> dict[str, Any]:
   """What a reader must know of these weights."""
-  stored = workdirs.read(workdir)
-  try:
-    data = config.data.fingerprint()
-  except Exception as error:  # whatever a user's data raises where it is not at hand
-    data = f"unknown: the data set is not here ({type(error).__name__})"
-  evaluation = epath.Path(workdir) / "evaluation.json"
+  stored, path = workdirs.read(workdir), epath.Path(workdir) / "evaluation.json"
+  evaluation = None
+  if path.exists():
+    try:
+      found = json.loads(path.read_text())
+      if (found["step"], found["ema"]) == (step, ema):  # of these weights
+        evaluation = {name: found[name] for name in ("step", "seed", "ema", "tables", "cards")}
+    except (ValueError, LookupError, TypeError) as error:
+      raise ValueError(f"{path} is damaged ({error}): remove it, or run vdt evaluate again") from error
+  experiment = [flag.partition("=")[2] for flag in stored["origin"] if flag.startswith("--config=")]
+  average = f"the exponential average of decay {config.ema}" if ema is None else f"the average of relative length {ema}"
   measured = {name: value for row in read_rows(workdir) if row["step"] == step for name, value in row.items()}
   return {
     "format": format,
     "licence": licence,
-    "experiment": " ".join(stored["origin"]),
+    "experiment": pathlib.PurePath(*experiment[:1]).name,
     "step": step,
-    "average": config.ema if ema is None else {"relative length": ema},
+    "weights": "imported" if stored["imported"] else average,
+    "imported": stored["imported"],
     "parameters": sum(array.size for array in arrays.values()),
-    "data": {"fingerprint": data, "name": type(config.data).__name__},
+    "data": None if stored["imported"] else {"name": type(config.data).__name__, "fingerprint": stored["data"]},
     "metrics": measured,
-    "evaluation": json.loads(evaluation.read_text()) if evaluation.exists() else None,
+    "evaluation": evaluation,
     "ledger": ledger.summary(ledger.read(workdir)),
     "environment": stored["environment"],
     "exported_by": workdirs.environment(),
@@ -158,11 +184,16 @@ def refuse(format: str, config: Config) -> None:
   wrong = weights.refuse(format, config.model)
   if not isinstance(config.diffusion, Gaussian):
     wrong.append(f"diffusion {type(config.diffusion).__name__} (it is Gaussian there)")
-  elif config.diffusion.timesteps != 1000 or config.diffusion.anomaly:
-    wrong.append("diffusion.timesteps or diffusion.anomaly (they are 1000 and 0 there)")
+  else:
+    fixed = dict(timesteps=1000, anomaly=0.0)
+    if format != "diffusers":  # whose scheduler has a config of its own
+      fixed |= dict(prediction="noise", schedule="linear", betas=Gaussian().betas, zero_terminal_snr=False)
+    for name, value in fixed.items():
+      if (ours := getattr(config.diffusion, name)) != value:
+        wrong.append(f"diffusion.{name} {ours!r} (it is {value!r} there)")
   if format == "diffusers" and max(config.data.size) >= 128:
     wrong.append(f"data.size {tuple(config.data.size)} (positions of 128 and more are scaled there)")
-  if format == "diffusers" and config.data.size[0] != config.data.size[1]:
+  if config.data.size[0] != config.data.size[1]:
     wrong.append(f"data.size {tuple(config.data.size)} (it is square there)")
   if wrong:
     raise ValueError(f"format {format} cannot express {'; '.join(wrong)}: take --format safetensors")
@@ -170,29 +201,34 @@ def refuse(format: str, config: Config) -> None:
 
 def to_orbax(folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict) -> None:
   tree = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], like)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+  with (
+    workdirs.one_line(folder),
+    ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer,
+  ):
     checkpointer.save((folder / "params").absolute(), args=ocp.args.PyTreeSave(tree))
 
 
-def to_safetensors(folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict) -> None:
-  named = {path.replace("/", "."): array for path, array in arrays.items()}
-  metadata = {"format": "pt", "vdt": json.dumps(facts["config"])}
-  write(folder / "model.safetensors", shapes(named), named.__getitem__, metadata)
-
-
-def to_layout(
-  layout: str, name: str, folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict
-) -> None:
+def contents(format: str, config: Config, arrays: dict[str, np.ndarray]) -> tuple[dict[str, tuple], Callable]:
+  """What a safetensors file of a format holds: shapes by name, and what makes an array of a name."""
+  if format == "safetensors":
+    named = {path.replace("/", "."): array for path, array in arrays.items()}
+    return shapes(named), named.__getitem__
   cells = config.model.cells(config.data.frames, tuple(config.data.size))
-  computed = weights.tables(layout, cells, config.model.width)
-  rows = {row.key: row for row in weights.rows(layout, config.model, cells)}
-  make = lambda key: weights.there(rows[key], arrays, computed)
-  write(folder / name, {key: row.shape for key, row in rows.items()}, make, {"format": "pt"})
+  computed = weights.tables(format, cells, config.model.width)
+  rows = {row.key: row for row in weights.rows(format, config.model, cells)}
+  return {key: row.shape for key, row in rows.items()}, lambda key: weights.there(rows[key], arrays, computed)
+
+
+def to_safetensors(
+  format: str, folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict
+) -> None:
+  metadata = {"format": "pt"} | ({"vdt": json.dumps(facts["config"])} if format == "safetensors" else {})
+  write(folder / FILES[format], *contents(format, config, arrays), metadata)
 
 
 def to_diffusers(folder: pathlib.Path, config: Config, like: Any, arrays: dict[str, np.ndarray], facts: dict) -> None:
   """A folder for `LatteTransformer3DModel.from_pretrained`, and scheduler/ for a scheduler's."""
-  to_layout("diffusers", "diffusion_pytorch_model.safetensors", folder, config, like, arrays, facts)
+  to_safetensors("diffusers", folder, config, like, arrays, facts)
   (folder / "config.json").write_text(json.dumps(parity.diffusers_config(config), indent=2) + "\n")
   (folder / "scheduler").mkdir()
   (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler(config.diffusion), indent=2) + "\n")
@@ -250,6 +286,13 @@ def write(
     os.fsync(file.fileno())
 
 
+def verify(held: weights.Tensors, wanted: dict[str, tuple[int, ...]], make: Callable[[str], np.ndarray]) -> None:
+  """OSError unless a written file holds what it should, bit for bit."""
+  for key in wanted:
+    if held[key].tobytes() != np.ascontiguousarray(make(key), "<f4").tobytes():
+      raise OSError(f"{key} reads back otherwise than it was written")
+
+
 def put(file: Any, array: np.ndarray) -> None:
   """Writes all of an array, of which a file takes 2 GiB at once at most."""
   left = memoryview(array).cast("B")
@@ -258,10 +301,10 @@ def put(file: Any, array: np.ndarray) -> None:
 
 
 WRITERS: dict[str, Callable] = {
-  "safetensors": to_safetensors,
+  "safetensors": partial(to_safetensors, "safetensors"),
   "orbax": to_orbax,
-  "latte": partial(to_layout, "latte", "model.safetensors"),
-  "vdt": partial(to_layout, "vdt", "model.safetensors"),
+  "latte": partial(to_safetensors, "latte"),
+  "vdt": partial(to_safetensors, "vdt"),
   "diffusers": to_diffusers,
   "stablehlo": to_stablehlo,
 }

@@ -1,5 +1,6 @@
 """What a format's other side makes of the same weights and input: the largest differences, stage by stage."""
 
+import dataclasses
 import pathlib
 from importlib import metadata
 from typing import Any
@@ -18,6 +19,8 @@ from vdt.sharding import path_name
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests" / "parity"
 """Arrays that the other implementations made, in a checkout of the sources."""
+LIMITS = {"float32": 1e-4, "bfloat16": 5e-2}
+"""The largest difference that is rounding, in values of up to 1, or of the largest value."""
 TINY = {
   "latte_tiny_class": ("latte", PRESETS["latte"]("S", depth=4, width=64, heads=4, classes=10, dtype="float32")),
   "latte_tiny_uncond": ("latte", PRESETS["latte"]("S", depth=2, width=48, heads=3, dtype="float32")),
@@ -68,26 +71,31 @@ def sample_input(config: Config) -> tuple[np.ndarray, np.ndarray, dict[str, np.n
   return x, np.full(x.shape[:2], 0.5, np.float32), cond
 
 
-def report(format: str, config: Config, folder: pathlib.Path) -> str:
-  """What was exported to `folder`, or lies there to be imported, against ours: text for the terminal.
+def report(format: str, config: Config, ours: dict[str, np.ndarray], theirs: Any) -> str:
+  """What the other side makes of weights that come in or go out, against ours: text for the terminal.
 
-  diffusers' model runs where diffusers is installed, an exported program always; other arrays are read back, and the
-  layout is checked on the golden arrays of the original, where they are.
+  ours: our arrays by path. theirs: theirs by name, or the folder of a program. diffusers' model runs where diffusers is
+  installed, an exported program always. Otherwise it is the network that is compared, with the original's golden
+  arrays, where they are. ValueError where they are further apart than rounding takes them.
   """
+  limit = LIMITS[config.model.dtype if format == "stablehlo" else "float32"]
   if format == "stablehlo":
-    title, errors = "the program, loaded again, against the network", program_errors(config, folder)
+    title, errors = "the program, loaded again, against the network", program_errors(config, theirs)
   elif format == "diffusers" and (version := installed("diffusers")) and installed("torch"):
-    title, errors = f"diffusers {version} against ours", diffusers_errors(config, folder)
+    title, errors = f"diffusers {version} against ours", diffusers_errors(config, ours, theirs)
   elif format in ("orbax", "safetensors", "plain"):
     return "parity: the layout is our own, there is no other side"
   else:
     names = [name for name, (layout, _) in TINY.items() if layout == format and (GOLDEN / f"{name}.npz").exists()]
     if not names:
       return f"parity: not checked: {format}'s own code is not installed, and no golden arrays are in {GOLDEN}"
-    title = f"the original's golden arrays against ours ({format}'s own code is not installed)"
+    title = f"{format}'s own code is not installed; of its golden arrays, not of these weights"
     errors = {name: difference(*golden(name)) for name in names}
   lines = [f"  {name:24} {error:.2g} of {size:.3g}" for name, (error, size) in errors.items()]
-  return "\n".join([f"parity: {title}, the largest differences:", *lines])
+  text = "\n".join([f"parity: {title}, the largest differences:", *lines])
+  if any(not error <= limit * max(size, 1.0) for error, size in errors.values()):  # NaN as well
+    raise ValueError(f"the two sides disagree by more than {limit:g}: {text}")
+  return text
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
@@ -138,13 +146,14 @@ def program_errors(config: Config, folder: pathlib.Path) -> dict[str, tuple[floa
   return {"out": difference(np.asarray(ours), np.asarray(stored))}
 
 
-def diffusers_errors(config: Config, folder: pathlib.Path) -> dict[str, tuple[float, float]]:
-  """Of each stage, for the weights in `folder`, which diffusers loads as well."""
+def diffusers_errors(config: Config, ours: dict[str, np.ndarray], theirs: Any) -> dict[str, tuple[float, float]]:
+  """Of each stage, in float32: diffusers' model with their arrays, by name, against the network with ours."""
   import torch
   from diffusers import LatteTransformer3DModel
 
   x, t, cond = sample_input(config)
-  model, found = LatteTransformer3DModel.from_pretrained(str(folder), torch_dtype=torch.float32).eval(), {}
+  model, found = LatteTransformer3DModel.from_config(diffusers_config(config)).eval(), {}
+  model.load_state_dict({key: torch.from_numpy(np.array(theirs[key], np.float32)) for key in theirs})
   frames, cells = config.data.frames, config.model.cells(config.data.frames, tuple(config.data.size))
 
   def keep(name: str, pattern: str, **sizes: int) -> Any:
@@ -160,9 +169,7 @@ def diffusers_errors(config: Config, folder: pathlib.Path) -> dict[str, tuple[fl
       encoder_hidden_states=torch.from_numpy(cond["text"]),
     )
   found["out"] = rearrange(out.sample.numpy(), "b c f h w -> b f h w c")
-  network = config.model.build(frames, tuple(config.data.size), {})
+  network = dataclasses.replace(config.model, dtype="float32").build(frames, tuple(config.data.size), {})
   like = jax.eval_shape(network.init, jax.random.key(0))
-  held = weights.Tensors(folder / "diffusion_pytorch_model.safetensors")
-  ours = weights.adopt("diffusers", config.model, cells, shapes(like), held, str(folder))
   stages = jax.jit(network.stages)(tree(like, ours), x, t, cond)
   return {name: difference(np.asarray(stages[name]), theirs) for name, theirs in found.items()}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from vdt import sample
 from vdt.config import Config
 from vdt.sharding import path_name
 
@@ -62,7 +63,9 @@ def write(folder: pathlib.Path, config: Config, like: Any) -> None:
     for path in sorted(reader.rglob("*.py")):
       archive.write(path, path.relative_to(reader.parent))
   shape = (config.data.frames, *config.data.size, config.model.channels)
+  classes = config.model.classes
   text = SCRIPT.replace("SHAPE", repr(shape)).replace("TEXT", repr(config.model.text))
+  text = text.replace("CLASSES", repr(classes)).replace("DEFAULT", repr(sample.latent_label(None, classes)))
   (folder / "sample.py").write_text(text)
 
 
@@ -76,9 +79,12 @@ import jax
 import numpy as np
 from jax import export
 
-here, shape, text = pathlib.Path(__file__).parent, SHAPE, TEXT  # frames, height, width, channels; of a token of text
+here, shape = pathlib.Path(__file__).parent, SHAPE  # frames, height, width, channels
+text, classes = TEXT, CLASSES  # the width of a token of text, and the number of labels
 sys.path.append(str(here / "flatbuffers.zip"))
-count, seed, label = (int(value) for value in [*sys.argv[1:], *(8, 0, -1)[len(sys.argv) - 1 :]])
+count, seed, label = (int(value) for value in [*sys.argv[1:], *(8, 0, DEFAULT)[len(sys.argv) - 1 :]])
+if count < 1 or not -1 <= label < max(classes, 0):
+  sys.exit(f"COUNT {count}, LABEL {label}: at least 1 video, and a label below {classes}, or -1 for none")
 with np.load(here / "params.npz") as file:
   params = [file[name] for name in file.files]
 sampler = export.deserialize(bytearray((here / "sampler.stablehlo").read_bytes()))

@@ -6,7 +6,7 @@ what goes there and comes back is equal bit for bit.
 
 import difflib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -19,34 +19,58 @@ from vdt.models import PRESETS, TransformerConfig, sincos_tables
 Arrays = Mapping[str, np.ndarray]
 
 
+LAYOUTS = ("latte", "vdt", "diffusers", "plain")
+PREFIXES = ("_orig_mod.", "module.", "model.")
+"""What torch.compile, DistributedDataParallel and trainers' classes put before the names."""
+
+
+def bare(keys: Iterable[str]) -> dict[str, str]:
+  """Names without the PREFIXES that all of them have, each to the whole one."""
+  names = {key: key for key in keys}
+  while prefix := next((each for each in PREFIXES if names and all(key.startswith(each) for key in names)), ""):
+    names = {key.removeprefix(prefix): whole for key, whole in names.items()}
+  return names
+
+
 class Tensors(Mapping):
-  """The arrays of safetensors files, each read when it is asked for. ValueError that names a file that is damaged."""
+  """The arrays of safetensors files by their `bare` names, each read when it is asked for.
+
+  ValueError that names a file that is damaged, two that hold an array of one name, and an array that NumPy lacks.
+  """
 
   def __init__(self, *paths: pathlib.Path):
-    self.files: dict[str, Any] = {}
+    self.paths: dict[str, pathlib.Path] = {}
+    self.open: dict[pathlib.Path, Any] = {}
     self.metadata: dict[str, str] = {}
     for path in paths:
       try:
-        file = safe_open(path, "numpy")
+        file = self.open[path] = safe_open(path, "numpy")
       except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is cut off, or no safetensors file") from error
-      self.files |= dict.fromkeys(file.keys(), file)
+      for key in file.keys():
+        if key in self.paths:
+          raise ValueError(f"{self.paths[key]} and {path} both hold {key}: name the one to take")
+        self.paths[key] = path
       self.metadata |= file.metadata() or {}
+    self.names = bare(self.paths)
 
   def __getitem__(self, key: str) -> np.ndarray:
-    return self.files[key].get_tensor(key)
+    whole = self.names[key]
+    path = self.paths[whole]
+    try:
+      return self.open[path].get_tensor(whole)
+    except (SafetensorError, TypeError, AttributeError) as error:
+      raise ValueError(f"{path}: {key} cannot be read ({error}): save it as float32, float16 or bfloat16") from error
 
   def __iter__(self) -> Iterator[str]:
-    return iter(self.files)
+    return iter(self.names)
 
   def __len__(self) -> int:
-    return len(self.files)
+    return len(self.names)
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(file.get_slice(key).get_shape()) for key, file in self.files.items()}
-
-
-LAYOUTS = ("latte", "vdt", "diffusers", "plain")
+    part = lambda whole: self.open[self.paths[whole]].get_slice(whole)
+    return {key: tuple(part(whole).get_shape()) for key, whole in self.names.items()}
 
 
 class Row(NamedTuple):

@@ -71,6 +71,16 @@ def claim(workdir: str, config: Config, origin: list[str] | None, **more: Any) -
     yield
 
 
+@contextlib.contextmanager
+def one_line(path: Any) -> Iterator[None]:
+  """Turns whatever Orbax raises inside, while it writes to `path`, into one OSError of a line."""
+  try:
+    yield
+  except Exception as error:
+    reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    raise OSError(f"{path} cannot be written ({reason[:200]}): is the disk full?") from error
+
+
 def saved(path: epath.Path) -> list[int]:
   """The steps of complete checkpoints: Orbax gives one its name, the step, when it is."""
   folder = path / "checkpoints"

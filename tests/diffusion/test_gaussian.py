@@ -49,6 +49,7 @@ def test_grids():
   for spacing, ends in (("trailing", (1.0, 0.1)), ("leading", (0.901, 0.001)), ("linspace", (1.0, 0.001))):
     grid = Gaussian(spacing=spacing).grid(10)
     assert grid[-1] == 0 and (grid[0], grid[-2]) == pytest.approx(ends) and (np.diff(grid) < 0).all()
+    np.testing.assert_array_equal(Gaussian(spacing=spacing).grid(1), (1.0, 0.0))
   with pytest.raises(ValueError, match=r"1001.*1000 timesteps"):
     Gaussian().grid(1001)
   ratio = np.divide(*EDM().levels(EDM().grid(18)[:-1])[::-1]) * EDM().data_std
@@ -115,6 +116,8 @@ def test_what_cannot_be():
     "zero_terminal_snr": lambda: Gaussian(zero_terminal_snr=True),
     "spacing": lambda: Gaussian(spacing="even"),
     "betas": lambda: Gaussian(betas=(0.1, 0.01)),
+    "betas=": lambda: Gaussian(betas=(0.1, float("nan"))),
+    "min_snr": lambda: Gaussian(min_snr=float("nan")),
     "data_std": lambda: EDM(data_std=0.0),
   }.items():
     with pytest.raises(ValueError, match=message):

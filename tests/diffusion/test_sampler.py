@@ -95,6 +95,17 @@ def test_churn_makes_the_later_time_of_the_same_path(path):
   assert (rows["time"] <= 1).all() and where.sum() > 10
 
 
+def test_no_noise_is_drawn_twice(monkeypatch):
+  """Churn and the step's own noise, of the same step, are others."""
+  numbers, fold_in = [], jax.random.fold_in
+  monkeypatch.setattr(jax.random, "fold_in", lambda key, number: numbers.append(int(number)) or fold_in(key, number))
+  monkeypatch.setattr(jax, "vmap", lambda function: lambda keys: jnp.stack([function(key) for key in keys]))
+  cond, sampler = {"given": jnp.zeros((1, 2, 2, 2, 1))}, Sampler("ddim", 4, eta=1.0, churn=0.3)
+  with jax.disable_jit():
+    sampler.sample(Gaussian(), lambda x, time, t, cond=None: x, KEYS[:1], jnp.zeros((1, 2, 2, 2, 3)), cond)
+  assert len(numbers) == len({*numbers}) >= 8
+
+
 def test_predicting_x0_is_predicting_velocity():
   """The same loss from either, in particular the same weight for every time; given frames, at t = 0, do no harm."""
   x0, noise = MEAN + STD * jax.random.normal(jax.random.key(0), (2, 4, 8, 4, 4, 3))
@@ -162,6 +173,8 @@ def test_guidance():
 def test_times():
   flow = RectifiedFlow(shift=resolution_shift(4096, 1024))
   assert flow.shift == 2.0
+  for shift in (1e-3, 0.3, 3.0, 1e3):  # rounded at no end
+    assert (RectifiedFlow(shift=shift).shifted(1.0), RectifiedFlow(shift=shift).shifted(0.0)) == (1.0, 0.0)
   grid = np.asarray(flow.grid(10))
   assert grid[0] == 1 and grid[-1] == 0 and (np.diff(grid) < 0).all() and grid[5] == pytest.approx(2 / 3)
   logits = jax.scipy.special.logit(RectifiedFlow(mean=-0.5, std=0.8).times(jax.random.key(0), 20_000))

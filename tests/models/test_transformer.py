@@ -196,6 +196,7 @@ def test_flops_agree_with_the_published_figure_and_the_compiler():
     (dict(heads=3), "width 16 is not a multiple of model.heads 3"),
     (dict(patch=(1, 4, 4)), "does not divide into patches"),
     (dict(dtype="float16"), "neither bfloat16 nor float32"),
+    (dict(positions="late sincos", pattern=(("space", "time"),)), "late sincos.*patterns of two blocks"),
     (dict(remat="some"), "none of none, dots, full"),
   ],
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -329,8 +329,8 @@ class VideoDiT(nnx.Module):
     around = Around(time, shared, self.read(cond, x.shape[0]) if config.text else None, late, cells, kernels)
     return layout.tokens(tokens, layout.FRAMES), around
 
-  def read(self, cond: dict, count: int) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
-    """The text as blocks attend to it: zeros where it is dropped, or not there."""
+  def read(self, cond: dict, count: Any) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
+    """The text as blocks attend to it: zeros where it is dropped, or not there. count: of videos, also symbolic."""
     text = cond.get("text", jnp.zeros((count, 1, self.config.text)))
     seen = cond.get("text_seen", jnp.ones(text.shape[:2], bool))
     if "null" in cond:
