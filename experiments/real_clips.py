@@ -18,6 +18,9 @@ minutes on two CPU cores).
 from data_pipelines.clips import Clips
 from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
+from vdt.evals.fvd import FVD
+from vdt.evals.fvmd import FVMD
+from vdt.evals.leakage import Leakage
 from vdt.evals.motion import Motion
 from vdt.evals.prediction import Prediction
 from vdt.evals.val_loss import ValLoss
@@ -42,7 +45,13 @@ def get_config(variant: str = "full") -> Config:
   )
   match variant:
     case "full":
-      pass
+      config.evals |= {
+        "fvd": FVD(count=64),  # pip install -e '.[fvd]'
+        "frames": FVD(count=64, features="vgg"),
+        "fvmd": FVMD(),
+        "leakage": Leakage(count=128),
+      }
+      config.evals["prediction"].lpips = True
     case "tiny":
       config.data = Clips(name="real_clips", frames=8, size=(32, 32), batch_size=8, flip=True, turn=True)
       small = dict(pattern=(("space", "time"),), remat="dots", dtype="float32")

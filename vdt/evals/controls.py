@@ -65,15 +65,37 @@ CONTROLS = {
 }
 
 
-def columns(run: Run, split: str, count: int, controls: Sequence[str]) -> dict[str, Videos]:
-  """Columns of a table: samples, real clips, as many further real clips (the floor), and controls of the real ones.
+MEMORISED = "memorised"
+MEMORISED_NOISE = 0.02
+"""What is added to training clips for the column of that name, in units of [-1, 1]."""
 
-  ValueError if the split holds fewer than 2 x count clips.
+
+def memorised(run: Run, count: int) -> Videos:
+  """The first training clips with a little noise: what a model that has learned them by heart makes."""
+  return noised(real_videos(run.data("train"), count), MEMORISED_NOISE)
+
+
+def columns(
+  run: Run,
+  split: str,
+  count: int,
+  controls: Sequence[str],
+  floor: bool = False,
+  task: str = "generation",
+  given: int | None = None,
+) -> dict[str, Videos]:
+  """Columns of a table: samples, real clips, as many further real clips (the floor), and controls.
+
+  Controls are the real clips corrupted, or, with `floor`, those of the floor: in a distance from the real clips those
+  that they were made of would be no others. task, given: of the samples. ValueError if the split holds fewer than
+  2 x count clips.
   """
   real = real_videos(run.data(split), 2 * count)
+  source = real[count:] if floor else real[:count]
+  make = lambda name: memorised(run, count) if name == MEMORISED else CONTROLS[name](source)
   return {
-    "samples": run.sample(count, split=split)[:, 0],
+    "samples": run.sample(count, task=task, split=split, given_frames=given)[:, 0],
     "real": real[:count],
     "real floor": real[count:],
-    **{name: CONTROLS[name](real[:count]) for name in controls},
+    **{name: make(name) for name in controls},
   }

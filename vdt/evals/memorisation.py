@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vdt.evals import Run, Table, pixels, real_videos
-
-MEMORISED_NOISE = 0.02  # what the control column adds to training clips, in units of [-1, 1]
+from vdt.evals.controls import memorised
 
 
 def neighbours(videos: Float[np.ndarray, "b f h w c"], data: Any, nearest: int = 50) -> Float[np.ndarray, "b nearest"]:
@@ -70,13 +69,11 @@ class Memorisation:
   def __call__(self, run: Run) -> Table:
     train = run.data("train")
     real = real_videos(run.data(self.split), 2 * self.count)
-    copies = real_videos(train, self.count)
-    noise = np.random.default_rng(0).standard_normal(copies.shape, dtype=np.float32)
     videos = {
       "samples": run.sample(self.count, split=self.split)[:, 0],
       "held-out": real[: self.count],
       "held-out floor": real[self.count :],
-      "memorised": copies + np.float32(MEMORISED_NOISE) * noise,
+      "memorised": memorised(run, self.count),
       "blurred": blurred(real[: self.count]),
     }
     distances = neighbours(np.concatenate(list(videos.values())), train, self.neighbours)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vdt.evals import Run, Table
-from vdt.evals.controls import columns
+from vdt.evals.controls import CONTROLS, MEMORISED, columns
 from vdt.evals.tracking import Track, area_range, intact, occluder_distance, track, uniform_motion
 
 NOISE = 0.05  # px: accuracy of the tracker, below which no contact is looked for
@@ -187,6 +187,8 @@ class Physics:
   With `occluder`, of all clips: permanence error: median, px (`permanence_error`); passages: share of clips with one.
   With two objects, of all clips: momentum error: median (`momentum_error`); collisions: share of clips with one.
 
+  task, given_frames: of the samples: "prediction" goes on with clips of `split`, so that one eval each of "test",
+  "combinatorial" and "ood" says apart what holds in the world that was seen, in new combinations, and outside of it.
   `gravity`: the scene has it; without, objects fly straight. Set it to False with two objects or an occluder.
   Acceptance of a trained model, one ball under gravity: intact >= 0.95, trajectory residual <= 0.35 px, gravity
   error <= 0.1. "real floor" is a disjoint part of the real clips; the other columns are the real clips corrupted.
@@ -198,6 +200,8 @@ class Physics:
   occluder: bool = False
   split: str = "test"
   every: int = 0
+  task: str = "generation"
+  given_frames: int | None = None
 
   def __post_init__(self):
     if self.objects not in (1, 2):
@@ -246,7 +250,8 @@ class Physics:
     return 2 * self.count
 
   def __call__(self, run: Run) -> Table:
-    videos = columns(run, self.split, self.count, ("frozen", "jitter", "shuffled", "reversed"))
+    controls = (*CONTROLS, MEMORISED)
+    videos = columns(run, self.split, self.count, controls, task=self.task, given=self.given_frames)
     size = videos["real"].shape[2:4]
     tracks = {c: [track(video, self.objects, self.occluder) for video in v] for c, v in videos.items()}
     accepted = area_range(tracks["real"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vdt.evals import Run, Table, first, pixels, real_videos
+from vdt.evals import Run, Table, first, pixels, real_videos, vgg
 
 MEAN_CLIPS = 2000  # at most so many training clips make the mean video
 
@@ -71,7 +71,9 @@ class Prediction:
   samples on the same clips, with the paired interval: a low end above 0 means that the samples are better.
   Intervals are left out when all clips come from one source. The row "sources" counts them.
 
-  A blurred mean wins on MSE over every sharp sample; the energy score is proper and does not reward that.
+  A blurred mean wins on MSE over every sharp sample; the energy score is proper and does not reward that. lpips: a
+  further row, the learned perceptual distance (`vgg.lpips`, needs extra [fvd]) of the first repeat's frames, which
+  a blurred one loses; frames must be of 16 x 16 at least.
   ValueError if fewer than 1 or not fewer than all frames are given, or if repeats < 2.
   """
 
@@ -80,6 +82,7 @@ class Prediction:
   given_frames: int = 4
   split: str = "test"
   every: int = 0
+  lpips: bool = False
 
   def __post_init__(self):
     if self.repeats < 2 or self.given_frames < 1:
@@ -88,6 +91,13 @@ class Prediction:
   @property
   def clips(self) -> int:
     return self.count
+
+  def prepare(self, data: Any) -> None:
+    """Before training: FileNotFoundError without LPIPS's weights, ValueError for frames that are too small for it."""
+    if self.lpips:
+      vgg.weights()
+      if min(data.size) < vgg.LEAST:
+        raise ValueError(f"lpips of frames of {tuple(data.size)}: at least {vgg.LEAST} x {vgg.LEAST}")
 
   def __call__(self, run: Run) -> Table:
     truth = real_videos(run.data(self.split), self.count)
@@ -103,6 +113,7 @@ class Prediction:
       "copy-last": np.broadcast_to(last, truth.shape)[:, None],
       "mean video": np.broadcast_to(mean, truth.shape)[:, None],
     }
+    perceptual = lambda forecast: run.map(vgg.perceptual(), np.ascontiguousarray(forecast[:, 0]), truth).mean(1)
     groups = sources(first(run.data(self.split), self.count)["id"].astype(str).tolist())
     scores = {
       "mse": {
@@ -114,6 +125,8 @@ class Prediction:
         for column, forecast in forecasts.items()
       },
     }
+    if self.lpips:
+      scores["lpips"] = {column: perceptual(forecast).astype(np.float64) for column, forecast in forecasts.items()}
     table: Table = {}
 
     def add(row: str, column: str, values: np.ndarray):

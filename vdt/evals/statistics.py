@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-Features = Float[np.ndarray, "_ d"]
+Features = Float[np.ndarray, "_ *frames d"]
 RESAMPLES = 200
 
 
@@ -22,7 +22,7 @@ def gaussian(features: Features) -> Gaussian:
   """The normal distribution of features, in float64. ValueError for fewer than two."""
   if len(features) < 2:
     raise ValueError(f"a covariance of {len(features)} clips: take at least 2")
-  features = features.astype(np.float64)
+  features = rows(features)
   return Gaussian(features.mean(0), np.cov(features, rowvar=False).reshape(2 * features.shape[1:]), len(features))
 
 
@@ -44,9 +44,25 @@ def frechet(one: Gaussian, other: Gaussian) -> float:
   return float(apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * cross)
 
 
+def rows(features: Features) -> Float[np.ndarray, "n d"]:
+  """Features of videos, or of all of their frames, in float64."""
+  return features.reshape(-1, features.shape[-1]).astype(np.float64)
+
+
 def frechet_distance(one: Features, other: Features) -> float:
-  """`frechet` of the distributions of two sets of features."""
-  return frechet(gaussian(one), gaussian(other))
+  """`frechet` of the distributions of two sets of features.
+
+  Of n and m rows X and Y, centred and no more than they are wide, the trace of the root is the nuclear norm of X Y^T,
+  over ((n - 1) (m - 1))^1/2, which is faster.
+  """
+  one, other = rows(one), rows(other)
+  if max(len(one), len(other)) > one.shape[1] or min(len(one), len(other)) < 2:
+    return frechet(gaussian(one), gaussian(other))
+  x, y = one - one.mean(0), other - other.mean(0)
+  n, m = len(x) - 1, len(y) - 1
+  cross = np.linalg.norm(x @ y.T, "nuc") / np.sqrt(n * m)
+  apart = np.square(one.mean(0) - other.mean(0)).sum()
+  return float(apart + np.square(x).sum() / n + np.square(y).sum() / m - 2 * cross)
 
 
 def kernel_distance(one: Features, other: Features) -> float:
@@ -54,29 +70,61 @@ def kernel_distance(one: Features, other: Features) -> float:
 
   It may be below zero where the two are alike. ValueError for fewer than two of either.
   """
+  one, other = rows(one), rows(other)
   n, m = len(one), len(other)
   if min(n, m) < 2:
     raise ValueError(f"a kernel distance of {n} and {m} clips: take at least 2 of each")
-  one, other = one.astype(np.float64), other.astype(np.float64)
   kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
   same = lambda x, count: (kernel(x, x).sum() - np.trace(kernel(x, x))) / (count * (count - 1))
   return float(same(one, n) + same(other, m) - 2 * kernel(one, other).mean())
 
 
-def interval(
-  distance: Callable[[Features, Features], float], real: Features, made: Features, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-  """The 95 % interval of a distance from a bootstrap over the clips of both sets.
+def bootstrap(
+  distance: Callable[[Features, Features], float],
+  real: Features,
+  made: dict[str, Features],
+  resamples: int = RESAMPLES,
+) -> dict[str, Float[np.ndarray, " resamples"]]:
+  """The distances of `made` from `real`, drawn anew: clips, with all of their frames, of both sets.
 
-  A resample repeats clips, which moves a Fréchet distance up: the quantiles are of the differences from the resamples'
-  mean, put around the distance itself.
+  All of `made` are drawn alike, so a difference of two of its draws is a paired one, where they are of the same clips.
+  A resample repeats clips, which moves a Fréchet distance up: what is given is put around the distance itself.
   """
-  rng = np.random.default_rng(0)
-  draw = lambda x: x[rng.integers(0, len(x), len(x))]
-  values = np.array([distance(draw(real), draw(made)) for _ in range(resamples)])
-  low, high = np.quantile(values - values.mean(), [0.025, 0.975])
-  whole = distance(real, made)
-  return whole + float(low), whole + float(high)
+  rng, found = np.random.default_rng(0), {name: np.empty(resamples) for name in made}
+  sizes = {len(features) for features in made.values()}
+  for number in range(resamples):
+    drawn = real[rng.integers(0, len(real), len(real))]
+    chosen = {size: rng.integers(0, size, size) for size in sorted(sizes)}
+    for name, features in made.items():
+      found[name][number] = distance(drawn, features[chosen[len(features)]])
+  return {name: draws - draws.mean() + distance(real, made[name]) for name, draws in found.items()}
+
+
+def interval(draws: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+  """The middle 95 % of the draws of a `bootstrap`, or of a difference of two."""
+  low, high = np.quantile(draws, [0.025, 0.975])
+  return float(low), float(high)
+
+
+def compared(
+  name: str, distance: Callable[[Features, Features], float], real: Features, made: dict[str, Features]
+) -> dict[str, dict[str, float]]:
+  """Rows of a table whose columns are those of `made`, of which "real floor" is one: as many further real clips.
+
+  The distance and its interval; and its excess over the floor's, with the paired interval: a low end above 0 is sure to
+  be worse than real clips are.
+  """
+  draws, table = bootstrap(distance, real, made), {}
+  floor = distance(real, made["real floor"])
+  for column, features in made.items():
+    low, high = interval(draws[column])
+    rows = {name: distance(real, features), f"{name} low": low, f"{name} high": high}
+    if column != "real floor":
+      low, high = interval(draws[column] - draws["real floor"])
+      rows |= {f"{name} excess": rows[name] - floor, f"{name} excess low": low, f"{name} excess high": high}
+    for row, value in rows.items():
+      table.setdefault(row, {})[column] = float(value)
+  return table
 
 
 def extrapolated(real: Features, made: Features, sizes: int = 8, repeats: int = 4) -> float:

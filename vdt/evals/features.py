@@ -1,0 +1,147 @@
+"""Networks whose features the distances of `vdt.evals.fvd` compare, and what they make of videos, stored for later."""
+
+import abc
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from vdt.evals import Run, i3d, vgg
+
+Videos = Float[np.ndarray, "b f h w c"]
+
+
+class Network(abc.ABC):
+  """What turns videos in [-1, 1] into features. name: for the card; size: what frames are resized to, None to leave.
+
+  measures: what a Fréchet and a kernel distance of its features are called.
+  """
+
+  name: str
+  size: int | None = None
+  measures: tuple[str, str] = ("FVD", "KVD")
+
+  @abc.abstractmethod
+  def hash(self) -> str:
+    """Of the weights."""
+
+  @abc.abstractmethod
+  def function(self) -> Callable[[jax.Array], jax.Array]:
+    """(b f size size 3) to (b d), or, of a network of frames, to (b f d), in JAX. FileNotFoundError without weights."""
+
+
+class I3D(Network):
+  """The logits of I3D, of Kinetics-400: FVD's own. Frames become 224 x 224."""
+
+  name, size = "I3D Kinetics-400, logits", i3d.SIZE
+
+  def hash(self) -> str:
+    return i3d.SHA256
+
+  def function(self) -> Callable[[jax.Array], jax.Array]:
+    params = i3d.weights()
+    return lambda x: i3d.logits(params, x)
+
+
+class VGG(Network):
+  """VGG16's last stage, of each frame by itself: what a video's frames look like, and nothing of their order.
+
+  FID's own network, Inception, is in no package; a distance of other features is not FID, and not called so.
+  """
+
+  name, measures = "VGG16 of LPIPS, last stage, frame by frame", ("Fréchet, frames", "kernel, frames")
+
+  def hash(self) -> str:
+    return vgg.SHA256
+
+  def function(self) -> Callable[[jax.Array], jax.Array]:
+    params = vgg.weights()
+    return lambda x: vgg.frames(lambda frames: vgg.features(params, frames), x)
+
+
+class RandomConvolutions(Network):
+  """Two random 3-D convolutions, and the mean and spread of what they see: fast, and blind to small motion."""
+
+  name, measures = "random 3-D convolutions", ("Fréchet, random", "kernel, random")
+
+  def kernels(self) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((3, 5, 5, c, 32)).astype(np.float32) / (75 * c) ** 0.5 for c in (3, 32)]
+
+  def hash(self) -> str:
+    return hashlib.sha256(b"".join(kernel.tobytes() for kernel in self.kernels())).hexdigest()
+
+  def function(self) -> Callable[[jax.Array], jax.Array]:
+    order, kernels = ("NDHWC", "DHWIO", "NDHWC"), self.kernels()
+
+    def features(x: jax.Array) -> jax.Array:
+      for kernel in kernels:
+        x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (1, 2, 2), "SAME", dimension_numbers=order))
+      return jnp.concatenate([x.mean((1, 2, 3)), x.std((1, 2, 3))], -1)
+
+    return features
+
+
+NETWORKS: dict[str, type[Network]] = {"i3d": I3D, "vgg": VGG, "random": RandomConvolutions}
+
+
+def network(features: str) -> Network:
+  """One of NETWORKS, or MODULE:CLASS or MODULE:CLASS@ARGUMENT, a `Network` of the user's. ValueError for no such."""
+  if features in NETWORKS:
+    return NETWORKS[features]()
+  module, colon, rest = features.partition(":")
+  if not colon:
+    raise ValueError(
+      f"unknown features {features!r}: choose from {', '.join(NETWORKS)}, or name MODULE:CLASS[@ARGUMENT]"
+    )
+  name, at, argument = rest.partition("@")
+  try:
+    return getattr(importlib.import_module(module), name)(*[argument] * bool(at))
+  except (ImportError, AttributeError, TypeError, ValueError) as error:
+    raise ValueError(f"features {features!r} cannot be made ({error})") from error
+
+
+def resized(videos: Videos, size: int | None) -> Float[np.ndarray, "b f i j c"]:
+  """Frames of size x size, bilinear, without regard to what aliases, as the published implementations have it."""
+  if size is None or videos.shape[2:4] == (size, size):
+    return videos
+  flat = videos.reshape(-1, *videos.shape[2:])
+  frames = [cv2.resize(frame, (size, size), interpolation=cv2.INTER_LINEAR) for frame in flat]
+  return np.stack(frames).reshape(*videos.shape[:2], size, size, videos.shape[-1])
+
+
+def extract(made_by: Network, run: Run, videos: Videos, data: Any = None) -> Float[np.ndarray, "b *frames d"]:
+  """The features of videos. data: whose clips they are, or copies of them: then they are stored beside it, or were.
+
+  The name of what is stored is a hash of the network and of every pixel.
+  """
+  folder, path = getattr(data, "directory", ""), ""
+  if folder and "://" not in folder:
+    key = hashlib.sha256(f"{made_by.name} {made_by.hash()} {made_by.size} {videos.shape} {videos.dtype}".encode())
+    key.update(np.ascontiguousarray(videos))
+    path = os.path.join(folder, "features", f"{key.hexdigest()[:32]}.npy")
+    try:
+      return np.load(path)
+    except (OSError, ValueError, EOFError):
+      pass  # not there yet, or cut off
+  chunks = [resized(videos[begin : begin + 64], made_by.size) for begin in range(0, len(videos), 64)]
+  function = made_by.function()
+  made = np.concatenate([run.map(function, chunk) for chunk in chunks])
+  if path:
+    try:
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      new = f"{path}.{os.getpid()}.new"
+      with open(new, "wb") as file:
+        np.save(file, made)
+      os.replace(new, path)
+    except OSError as error:
+      print(f"features are not kept for the next time: {path} cannot be written ({error})", file=sys.stderr)
+  return made
