@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vdt import cli
-from vdt.evaluate import CARDS
+from vdt.evaluate import CARDS, EVALUATION
 
 
 def run(folder, seed=None, steps=100, flops=1.0, rate=1.0, shift=0.0, evals=("loss", "late"), depth=2):
@@ -96,6 +96,40 @@ def test_refusals(options, message, tmp_path, capsys):
   with pytest.raises(SystemExit):
     cli.main(["compare", str(run(tmp_path / "one")), *options])
   assert message in capsys.readouterr().err
+
+
+def test_evaluations_are_compared_by_their_own_cards(tmp_path, capsys):
+  folders = [run(tmp_path / name) for name in ("one", "two")]
+
+  def evaluated(folder, value, **lines):
+    card = {"sampler": "heun, 16 steps", "seed of samples": 0, **lines}
+    found = {
+      "step": 100,
+      "seed": 0,
+      "ema": None,
+      "tables": {"fvd": {"FVD": {"samples": value}}},
+      "cards": {"fvd": card},
+    }
+    (folder / EVALUATION).write_text(json.dumps(found))
+
+  def compared(*options):
+    try:
+      cli.main(["compare", *map(str, folders), f"--out={tmp_path}", "--evaluated", *options])
+    except SystemExit as ended:
+      assert ended.code == 1
+    return capsys.readouterr()
+
+  evaluated(folders[0], 400.0)
+  assert "nothing to compare" in compared().err
+  evaluated(folders[1], 300.0)
+  compared()
+  table = csv.DictReader((tmp_path / "effects.csv").read_text().splitlines())
+  rows = [row for row in table if not row["metric"].startswith("train")]
+  assert [(row["metric"], row["base"], row["value"]) for row in rows] == [("fvd/FVD/samples", "400.0", "300.0")]
+  evaluated(folders[1], 300.0, **{"seed of samples": 1})
+  assert "fvd, seed of samples: 0 (one) against 1 (two)" in compared().err
+  (folders[1] / EVALUATION).write_text("{")
+  assert "evaluation.json is damaged" in compared().err
 
 
 def test_figures_that_were_made_differently_are_not_ranked(tmp_path, capsys):

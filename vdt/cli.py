@@ -297,12 +297,14 @@ def compare(rest: list[str]) -> None:
   flags.DEFINE_string("out", None, "folder for the page and the tables (default: the first one)", flag_values=values)
   text = "lines of the evals' cards in which arms may differ, by commas: those that the sweep varies"
   flags.DEFINE_list("allow", [], text, flag_values=values)
+  text = "the figures of vdt evaluate, in the place of those of training"
+  flags.DEFINE_boolean("evaluated", False, text, flag_values=values)
   named = folders(rest, values)
   from vdt import compare as program
 
   named = list(dict.fromkeys(folder.resolve() for folder in named))
   out = pathlib.Path(values.out or named[0])
-  program.run(named, values.base, values.align, out, tuple(values.allow))
+  program.run(named, values.base, values.align, out, tuple(values.allow), values.evaluated)
 
 
 def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[pathlib.Path]:

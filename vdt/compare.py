@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from vdt import attempts, ledger, paired, sweep, workdirs
 from vdt.config import differences
-from vdt.evaluate import CARDS
+from vdt.evaluate import CARDS, EVALUATION, flat
 from vdt.report import embed
 from vdt.writer import read_rows
 
@@ -27,7 +27,8 @@ matplotlib.use("Agg")
 
 
 class Run(NamedTuple):
-  """One run of an arm: its config as config.json has it, its rows of metrics, and where each step is along an axis."""
+  """One run of an arm: its config as config.json has it, its rows of metrics, where each step is along an axis, and the
+  cards of its evals."""
 
   arm: str
   seed: int | None
@@ -36,6 +37,7 @@ class Run(NamedTuple):
   sources: str
   rows: list[dict[str, Any]]
   where: dict[int, float]
+  cards: dict[str, dict[str, Any]] = {}
 
   @property
   def end(self) -> float:
@@ -59,8 +61,11 @@ class Run(NamedTuple):
     return float(np.interp(step, steps, [self.where[each] for each in steps]))
 
 
-def load(folders: list[Path], align: str) -> tuple[list[Run], list[str]]:
-  """The finished runs in sweeps' folders and runs' workdirs, and what was left out, with the reason."""
+def load(folders: list[Path], align: str, evaluated: bool = False) -> tuple[list[Run], list[str]]:
+  """The finished runs in sweeps' folders and runs' workdirs, and what was left out, with the reason.
+
+  evaluated: with the figures of `vdt evaluate` in the place of those of training.
+  """
   runs, left = [], []
   for folder in folders:
     alike = [each.name for each in folders].count(folder.name) > 1
@@ -80,8 +85,24 @@ def load(folders: list[Path], align: str) -> tuple[list[Run], list[str]]:
       if not logged or logged[-1]["step"] < config["steps"]:
         left.append(f"{where.name}: at step {logged[-1]['step'] if logged else 0} of {config['steps']}")
         continue
-      runs.append(Run(arm["name"], arm["seed"], where, config, sources, rows, axis(logged, align)))
+      cards = json.loads((where / CARDS).read_text()) if (where / CARDS).exists() else {}
+      if evaluated:
+        if not (where / EVALUATION).exists():
+          left.append(f"{where.name}: not evaluated, run vdt evaluate --workdir {where}")
+          continue
+        rows, cards = figures(logged, where / EVALUATION)
+      runs.append(Run(arm["name"], arm["seed"], where, config, sources, rows, axis(logged, align), cards))
   return runs, left
+
+
+def figures(logged: list[dict[str, Any]], path: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+  """Rows with the figures of an evaluation, and its cards. ValueError for a damaged file."""
+  try:
+    found = json.loads(path.read_text())
+    row, cards = {"step": found["step"], **flat(found["tables"])}, found["cards"]
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged ({error}): run vdt evaluate again") from error
+  return [*({name: value for name, value in row.items() if "/" not in name} for row in logged), row], cards
 
 
 def axis(rows: list[dict[str, Any]], align: str) -> dict[int, float]:
@@ -140,14 +161,16 @@ class Arms(NamedTuple):
     return [name for name in self.values if name != self.base]
 
 
-def run(folders: list[Path], base: str | None, align: str, out: Path, allowed: tuple[str, ...] = ()) -> None:
+def run(
+  folders: list[Path], base: str | None, align: str, out: Path, allowed: tuple[str, ...] = (), evaluated: bool = False
+) -> None:
   """`vdt compare`: writes compare.html, effects.csv, effects.md and values.csv to `out`, and prints the page's path.
 
   The first arm is the base where none is named. All are compared at the largest budget that all of them have.
-  allowed: lines of cards in which evaluations may differ. ValueError for less than two finished arms, and for figures
-  whose cards differ otherwise.
+  allowed: lines of cards in which evaluations may differ. evaluated: see `load`. ValueError for less than two finished
+  arms, and for figures whose cards differ otherwise.
   """
-  runs, left = load(folders, align)
+  runs, left = load(folders, align, evaluated)
   if not runs:
     raise ValueError(f"no finished run in {', '.join(map(str, folders))}: {'; '.join(left) or 'nothing there'}")
   arms = Arms.of(runs, base)
@@ -171,8 +194,7 @@ def unlike(runs: list[Run], allowed: tuple[str, ...] = ()) -> str:
 
   A figure without a card, beside one that has it, is unlike.
   """
-  read = lambda run: json.loads(path.read_text()) if (path := run.folder / CARDS).exists() else {}
-  cards, found = [read(run) for run in runs], []
+  cards, found = [run.cards for run in runs], []
   for name in dict.fromkeys(name for card in cards for name in card):
     for line in dict.fromkeys(line for card in cards for line in card.get(name, {})):
       values = {json.dumps(card.get(name, {}).get(line)): f"{run.arm}" for run, card in zip(runs, cards)}

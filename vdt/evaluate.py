@@ -17,7 +17,7 @@ from vdt.evals import Run, Table, first, pixels
 from vdt.sample import generate, in_chunks, load
 from vdt.workdirs import environment
 
-CARDS = "cards.json"
+CARDS, EVALUATION = "cards.json", "evaluation.json"
 FEW = 8
 """Clips that a feature network takes at once: it sees them larger than they are."""
 
@@ -94,7 +94,7 @@ def run(config: Config, workdir: str, step: int | None, ema: float | None, seed:
   content = json.dumps(
     {"step": step, "seed": seed, "ema": ema, "environment": environment(), "tables": tables, "cards": made_by}, indent=2
   )
-  for file in filter(None, (epath.Path(workdir) / "evaluation.json", path)):
+  for file in filter(None, (epath.Path(workdir) / EVALUATION, path)):
     epath.Path(file).write_text(content)
     print(f"written to {file}", file=sys.stderr)
 

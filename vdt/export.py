@@ -25,6 +25,7 @@ from vdt.averages import Averages
 from vdt.checkpoint import Checkpointer, shapes
 from vdt.config import Config, to_dict
 from vdt.diffusion import Gaussian
+from vdt.evaluate import EVALUATION
 from vdt.sharding import path_name
 from vdt.writer import read_rows
 
@@ -149,7 +150,7 @@ def card(
   config: Config, workdir: str, format: str, step: int, ema: float | None, licence: str, arrays: dict[str, np.ndarray]
 ) -> dict[str, Any]:
   """What a reader must know of these weights."""
-  stored, path = workdirs.read(workdir), epath.Path(workdir) / "evaluation.json"
+  stored, path = workdirs.read(workdir), epath.Path(workdir) / EVALUATION
   evaluation = None
   if path.exists():
     try:
