@@ -48,7 +48,7 @@ def get_config(variant: str = "full") -> Config:
         "fvd": FVD(count=128),  # pip install -e '.[fvd]'
         "fvmd": FVMD(count=128),
         "leakage": Leakage(),
-        **{f"physics, {split}": Physics(128, split=split, **prediction) for split in ("test", "combinatorial", "ood")},
+        **{f"physics_{split}": Physics(128, split=split, **prediction) for split in ("test", "combinatorial", "ood")},
       }
     case "demo" | "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=16)

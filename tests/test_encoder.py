@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from short import get_config
 
-from vdt import workdirs
+from vdt import sample, workdirs
 from vdt.checkpoint import Checkpointer, State
+from vdt.config import Mesh
 from vdt.evals.features import network
 
 
@@ -20,11 +21,15 @@ def test_a_runs_network_tells_videos_apart(tmp_path, data_dir):
   with workdirs.claim(str(tmp_path), config, None), Checkpointer(str(tmp_path)) as checkpoints:
     checkpoints.save(State(None, ema, None, jnp.int32(7)), {}, wait=True)
   made = network(f"vdt.encoder:Encoder@{tmp_path}")
-  assert "step 7" in made.name and len(made.hash()) == 64
-  videos = np.random.default_rng(0).uniform(-1, 1, (3, *shape, 3)).astype(np.float32)
-  features = np.asarray(jax.jit(made.function())(videos))
-  assert features.shape == (3, 2 * config.model.width) and np.isfinite(features).all()
+  assert made.middle in made.name and len(made.hash()) == 64
+  videos = np.random.default_rng(0).uniform(-1, 1, (8, *shape, 3)).astype(np.float32)
+  function = made.function()
+  features = np.asarray(jax.jit(function)(videos))
+  assert features.shape == (8, 2 * config.model.width) and np.isfinite(features).all()
   assert np.abs(features[0] - features[1]).max() > 1e-3
-  np.testing.assert_allclose(made.function()(videos[1:2])[0], features[1], atol=1e-4)
+  with jax.set_mesh(Mesh(data=2, sequence=4).build()):
+    np.testing.assert_allclose(sample.in_chunks(jax.jit(function), (videos,), 8), features, atol=1e-5)
+  made.check(config.data)
+  config.data.frames -= 1
   with pytest.raises(ValueError, match="was trained on clips of"):
-    made.function()(videos[:, :2])
+    made.check(config.data)

@@ -13,7 +13,7 @@ from short import get_config
 
 from vdt.checkpoint import Checkpointer
 from vdt.diffusion import Gaussian, RectifiedFlow, Sampler, Tasks
-from vdt.evals.features import I3D
+from vdt.evals.features import VGG
 from vdt.evals.fvd import FVD
 from vdt.evals.val_loss import ValLoss
 from vdt.judge import LEAST, PATIENCE
@@ -132,8 +132,8 @@ def test_what_can_only_fail_later_is_said_before_training(data_dir, monkeypatch)
   made.model.channels = 4
   with pytest.raises(ValueError, match=r"model\.channels is 4, the data has 3"):
     made.prepare()
-  made.model.channels, made.evals = 3, {"fvd": FVD(count=16)}
-  monkeypatch.setattr(I3D, "function", lambda self: (_ for _ in ()).throw(FileNotFoundError("no weights")))
+  made.model.channels, made.evals = 3, {"frames": FVD(count=16, features="vgg")}
+  monkeypatch.setattr(VGG, "function", lambda self: (_ for _ in ()).throw(FileNotFoundError("no weights")))
   with pytest.raises(FileNotFoundError, match="no weights"):
     made.prepare()
   made.model.given, made.tasks = False, Tasks(completion=1.0)

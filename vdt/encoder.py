@@ -1,5 +1,6 @@
 """A trained run's network as features for `FVD`: what it sees in clips, in the middle of its depth."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -26,37 +27,61 @@ class Encoder(Network):
 
   def __init__(self, workdir: str):
     self.workdir = workdir
-    with Checkpointer(workdir, create=False) as checkpoints:
-      self.step = checkpoints.there(None)
-      self.params = jax.tree.map(np.asarray, checkpoints.arrays(self.step, ("ema",))["ema"])
-    stored = workdirs.read(workdir)["config"]
-    self.shape = (stored["data"]["frames"], *stored["data"]["size"])
-    self.model, self.path = made(models, stored["model"]), made(diffusion, stored["diffusion"])
-    self.name = f"a run's network at step {self.step}, repeat {self.middle}, time {self.TIME}"
+
+  @functools.cached_property
+  def stored(self) -> dict[str, Any]:
+    return workdirs.read(self.workdir)["config"]
+
+  @functools.cached_property
+  def params(self) -> Any:
+    with Checkpointer(self.workdir, create=False) as checkpoints:
+      return jax.tree.map(np.asarray, checkpoints.arrays(None, ("ema",))["ema"])
+
+  @functools.cached_property
+  def name(self) -> str:
+    return f"network of a run, {self.middle}, time {self.TIME}"
+
+  @property
+  def model(self) -> Any:
+    return made(models, self.stored["model"])
 
   @property
   def middle(self) -> str:
     return f"repeat {max(self.model.depth // len(self.model.entries()) // 2 - 1, 0)}"
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (self.stored["data"]["frames"], *self.stored["data"]["size"])
+
+  def check(self, data: Any) -> None:
+    if (data.frames, *data.size) != self.shape:
+      there = (data.frames, *data.size)
+      raise ValueError(
+        f"{self.workdir} was trained on clips of (frames, height, width) {self.shape}, these are {there}"
+      )
+
   def hash(self) -> str:
+    return self.digest
+
+  @functools.cached_property
+  def digest(self) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(self.params):
       digest.update(np.ascontiguousarray(leaf))
     return digest.hexdigest()
 
   def function(self) -> Callable[[jax.Array], jax.Array]:
-    """ValueError, when it is called, for clips of another shape than the run's."""
-    network = self.model.build(self.shape[0], self.shape[1:], {})
+    network, path = self.model.build(self.shape[0], self.shape[1:], {}), made(diffusion, self.stored["diffusion"])
+    params, cells = self.params, self.model.cells(self.shape[0], self.shape[1:])
 
     def features(x: jax.Array) -> jax.Array:
-      if x.shape[1:4] != self.shape:
-        raise ValueError(f"{self.workdir} was trained on clips of {self.shape}, these are of {x.shape[1:4]}")
-      times = jnp.full(x.shape[:2], self.TIME)
-      alpha, sigma = (level[:, :, None, None, None] for level in self.path.levels(times))
-      noisy = alpha * x + sigma * jax.random.normal(jax.random.key(0), x.shape[1:])[None]
-      none = jnp.zeros(len(x), jnp.int32)
-      cond = {"given": jnp.zeros((*x.shape[:4], 1)), "label": none, "null": none == 0}
-      tokens = network.stages(self.params, noisy, times, cond)[self.middle].astype(jnp.float32)
+      given, none = jnp.zeros((*x.shape[:4], 1)), jnp.zeros(len(x), jnp.int32)
+      clean, _ = path.relative(x, given)
+      noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), x.shape[1:])[None], x.shape)
+      noisy = path.corrupt(clean, noise, jnp.full(len(x), self.TIME))
+      cond = {"given": given, "label": none, "null": none == 0}
+      tokens = network.stages(params, noisy, jnp.full(x.shape[:2], self.TIME), cond)[self.middle]
+      tokens = tokens[:, : cells[0]].astype(jnp.float32)  # without what fills up a mesh
       return jnp.concatenate([tokens.mean((1, 2)), tokens.std((1, 2))], -1)
 
     return features

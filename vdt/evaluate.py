@@ -13,7 +13,7 @@ from etils import epath
 
 from vdt import distributed
 from vdt.config import Config, to_dict
-from vdt.evals import Run, Table, first, pixels
+from vdt.evals import Run, Table, card, first, pixels
 from vdt.sample import generate, in_chunks, load
 from vdt.workdirs import environment
 
@@ -29,7 +29,6 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
   def data(split: str) -> Any:
     return dataclasses.replace(config.data, split=split)
 
-  @functools.cache
   def sample(
     count: int,
     task: str = "generation",
@@ -37,6 +36,10 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
     repeats: int = 1,
     given_frames: int | None = None,
   ) -> np.ndarray:
+    return sampled(count, task, split, repeats, given_frames)  # cached, however the arguments are written
+
+  @functools.cache
+  def sampled(count: int, task: str, split: str, repeats: int, given_frames: int | None) -> np.ndarray:
     clips = first(data(split), count)
     videos = generate(
       config,
@@ -57,7 +60,7 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
 
 
 def cards(config: Config, evals: dict[str, Any], seed: int = 0, ema: float | None = None) -> dict[str, dict[str, Any]]:
-  """The card of each eval that has one: all that its figures depend on beside the weights."""
+  """The card of each eval: all that its figures depend on beside the weights."""
   sampler = to_dict(config.sampler)
   how = {
     "sampler": f"{sampler.pop('method')}, {sampler.pop('steps')} steps",
@@ -68,7 +71,7 @@ def cards(config: Config, evals: dict[str, Any], seed: int = 0, ema: float | Non
   }
   data = lambda split: dataclasses.replace(config.data, split=split)
   run = Run(lambda *_: None, config.model.patch[0], data, lambda *_: None, how=how)
-  found = {name: each.card(run) for name, each in evals.items() if hasattr(each, "card")}
+  found = {name: each.card(run) if hasattr(each, "card") else card(each, run) for name, each in evals.items()}
   return json.loads(json.dumps(found))
 
 
@@ -89,8 +92,8 @@ def run(config: Config, workdir: str, step: int | None, ema: float | None, seed:
     return
   made_by = cards(config, config.evals, seed, ema)
   print(text(tables))
-  for name, card in made_by.items():
-    print(f"\ncard of {name}\n" + "\n".join(f"  {line}: {value}" for line, value in card.items()))
+  for name, lines in made_by.items():
+    print(f"\ncard of {name}\n" + "\n".join(f"  {line}: {value}" for line, value in lines.items()))
   content = json.dumps(
     {"step": step, "seed": seed, "ema": ema, "environment": environment(), "tables": tables, "cards": made_by}, indent=2
   )

@@ -72,8 +72,8 @@ def test_frechet_distances():
   assert frechet(diagonal(means[0], stds[0]), diagonal(means[1], stds[1])) == pytest.approx(closed, rel=1e-6)
   assert frechet(a, a) == pytest.approx(0, abs=1e-6)
   few, more = rng.standard_normal((16, 400)), rng.standard_normal((30, 400)) + 0.1  # less clips than features
-  assert frechet_distance(few, few) == pytest.approx(0, abs=1e-4)
-  assert frechet_distance(few, more) == pytest.approx(frechet(gaussian(few), gaussian(more)), rel=1e-6)
+  assert frechet_distance(few)(few) == pytest.approx(0, abs=1e-4)
+  assert frechet_distance(few)(more) == pytest.approx(frechet(gaussian(few), gaussian(more)), rel=1e-6)
 
 
 def test_kernel_distance():
@@ -82,16 +82,18 @@ def test_kernel_distance():
   k = lambda u, v: (u @ v / 3 + 1) ** 3
   within = lambda z: np.mean([k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j])
   across = np.mean([k(u, v) for u in x for v in y])
-  assert kernel_distance(x, y) == pytest.approx(within(x) + within(y) - 2 * across, rel=1e-6)
-  same = [kernel_distance(*rng.standard_normal((2, 50, 3))) for _ in range(200)]
-  assert abs(np.mean(same)) < 3 * np.std(same) / 200**0.5, "it is unbiased"
+  assert kernel_distance(x)(y) == pytest.approx(within(x) + within(y) - 2 * across, rel=1e-6)
+  for frames in (1, 4):  # frames of a clip are alike: pairs of these do not count
+    draw = lambda frames=frames: rng.standard_normal((50, 1, 3)) + 0.3 * rng.standard_normal((50, frames, 3))
+    same = [kernel_distance(draw())(draw()) for _ in range(200)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / 200**0.5, "it is unbiased"
 
 
 def test_small_counts_flatter_nobody_and_are_told():
   """Of few clips the distance between equal distributions is large; at infinitely many it is small, and sure to be."""
   rng = np.random.default_rng(0)
   one, other = rng.standard_normal((2, 400, 24))
-  few, many = frechet_distance(one[:40], other[:40]), frechet_distance(one, other)
+  few, many = frechet_distance(one[:40])(other[:40]), frechet_distance(one)(other)
   assert few > 5 * many and abs(extrapolated(one, other)) < 0.4 * many
   draws = bootstrap(frechet_distance, one, {"near": other, "nearly": other + 0.2, "far": other + 1.0})
   low, high = interval(draws["near"])
@@ -125,7 +127,7 @@ def test_the_perceptual_distance_is_the_packages():
 class Counted(Network):
   """A user's own: the mean colour of each video."""
 
-  name, calls = "mean colour", 0
+  name = "mean colour"
 
   def __init__(self, scale="1"):
     self.scale = float(scale)
@@ -134,7 +136,6 @@ class Counted(Network):
     return str(self.scale)
 
   def function(self):
-    type(self).calls += 1
     return lambda x: self.scale * x.mean((1, 2, 3))
 
 
@@ -147,21 +148,46 @@ def test_a_users_network_is_named_in_the_config_and_features_of_data_are_stored(
   data = Noise()
   data.directory = str(tmp_path)
   run, videos = Run(None, 1, None, None), np.ones((3, 2, 4, 4, 3), np.float32)
-  kind = type(made)
-  kind.calls = 0
-  first = extract(made, run, videos, data)
-  np.testing.assert_array_equal(extract(made, run, videos, data), first)
-  assert kind.calls == 1
-  extract(network(f"{__name__}:Counted@3"), run, videos, data)
-  extract(made, run, videos * 0.5, data)
-  extract(made, run, videos)
-  assert kind.calls == 4, "another network, other pixels, and what is no data"
-  stored = sorted((tmp_path / "features").iterdir())
-  assert len(stored) == 3
-  for path in stored:
+  calls = []
+  made.function = lambda: lambda x: (calls.append(1), 2 * x.mean((1, 2, 3)))[1]
+  stored = lambda made, videos, data=data: extract(made, made.function(), run, videos, data)
+  first = stored(made, videos)
+  np.testing.assert_array_equal(stored(made, videos), first)
+  assert len(calls) == 1 and first.shape == (3, 3)
+  other = network(f"{__name__}:Counted@3")
+  stored(other, videos), stored(made, videos * 0.5), stored(made, videos, None)
+  assert len(calls) == 3, "other pixels, and what is no data"
+  kept = sorted((tmp_path / "features").iterdir())
+  assert len(kept) == 3, "another network as well"
+  for path in kept:
     path.write_bytes(path.read_bytes()[:-3])
-  np.testing.assert_array_equal(extract(made, run, videos, data), first)
-  assert kind.calls == 5, "what is cut off is made again"
+  np.testing.assert_array_equal(stored(made, videos), first)
+  assert len(calls) == 4, "what is cut off is made again"
+
+
+def test_who_copies_what_is_given_does_not_beat_the_floor():
+  """Real clips that samples go on with are not those that they are compared with."""
+  data = Noise()
+
+  def copies(count, **plan):
+    assert plan["task"] == "prediction"
+    from vdt.evals import real_videos
+
+    clips = real_videos(data, count)
+    clips[:, 4:] = clips[:, 3:4]
+    return clips[:, None]
+
+  made = FVD(count=64, features="random", controls=(), task="prediction", given_frames=4)
+  found = made(Run(None, 1, lambda split: data, copies))
+  assert found["Fréchet, random excess low"]["samples"] > 0
+  for fields, said in (({"task": "predicton"}, "unknown task"), ({"task": "prediction", "given_frames": 8}, "1 to 7")):
+    with pytest.raises(ValueError, match=said):
+      FVD(features="random", **fields).prepare(data)
+  with pytest.raises(ValueError, match="of 9 frames"):
+    FVD().prepare(data)
+  data.size = (8, 8)
+  with pytest.raises(ValueError, match="of 16 x 16"):
+    FVD(features="vgg").prepare(data)
 
 
 def test_protocols_are_kept_to():
@@ -235,5 +261,5 @@ def test_frames_are_resized_and_bad_settings_refused():
 
 def test_the_card_says_what_a_figure_was_made_by():
   card = FVD(count=16, features="random").card(Run(None, 1, lambda split: Noise(), None, how={"sampler": "heun"}))
-  assert {"real split", "frames", "clips", "value range", "network's hash", "generated clips", "sampler"} <= {*card}
+  assert {"real split", "frames", "clips", "value range", "network's hash", "count", "task", "sampler"} <= {*card}
   assert json.loads(json.dumps(card)) == card

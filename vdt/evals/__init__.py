@@ -1,5 +1,6 @@
 """Metrics of a trained model, each a dataclass called with a `Run` and answering with a `Table`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -34,8 +35,9 @@ class Run(NamedTuple):
 class Eval(Protocol):
   """every: the period in steps inside training; 0 = only after the last step. clips: how many of `split` it reads.
 
-  One whose figures mean nothing without what they were made by has also `card(run)`, line to value; one that can fail
-  for what is known before training has `prepare(data)`, of `split`, which raises then.
+  One that can fail for what is known before training has `prepare(data)`, of `split`, which raises then. One whose
+  figures depend on more than its fields, the clips and the samples has `card(run)`, line to value: see `card`. sampled
+  is False of one that draws no samples.
   """
 
   every: int
@@ -45,6 +47,24 @@ class Eval(Protocol):
   def clips(self) -> int: ...
 
   def __call__(self, run: Run) -> Table: ...
+
+
+def card(made: Any, run: Run) -> dict[str, Any]:
+  """All that an eval's figures depend on beside the model's weights: its fields, the real clips, and the samples."""
+  data = run.data(made.split)
+  said = lambda name: getattr(data, name)() if hasattr(data, name) else "not said"
+  plain = lambda value: list(value) if isinstance(value, tuple) else value
+  fields = {each.name: plain(getattr(made, each.name)) for each in dataclasses.fields(made) if each.name != "every"}
+  first_lines = {"real split": f"{made.split}, {said('fingerprint')}", "frames": data.frames, "size": list(data.size)}
+  return {
+    **first_lines,
+    "frames a second": said("fps"),
+    "clips": said("rule"),
+    "value range": "[-1, 1], samples clipped",
+    "codec of samples": "none: as the sampler made them",
+    **{name: value for name, value in fields.items() if name != "split"},
+    **(run.how if getattr(made, "sampled", True) else {}),
+  }
 
 
 def pixels(video: np.ndarray) -> Float[np.ndarray, "..."]:

@@ -1,12 +1,13 @@
 """Corrupted copies of real videos: what a metric must tell from the real ones. All are functions of a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 
-from vdt.evals import Run, real_videos
+from vdt.diffusion import TASKS
+from vdt.evals import Run, first, pixels, real_videos
 
 Videos = Float[np.ndarray, "b f h w c"]
 
@@ -70,32 +71,46 @@ MEMORISED_NOISE = 0.02
 """What is added to training clips for the column of that name, in units of [-1, 1]."""
 
 
+ALL = (*CONTROLS, MEMORISED)
+
+
 def memorised(run: Run, count: int) -> Videos:
   """The first training clips with a little noise: what a model that has learned them by heart makes."""
-  return noised(real_videos(run.data("train"), count), MEMORISED_NOISE)
+  return noised(pixels(first(run.data("train"), count)["video"]), MEMORISED_NOISE)
+
+
+def check(names: Sequence[str]) -> None:
+  """ValueError for a control that there is not."""
+  if unknown := {*names} - {*CONTROLS, MEMORISED}:
+    choose = ", ".join((*CONTROLS, MEMORISED))
+    raise ValueError(f"unknown controls {', '.join(sorted(unknown))}: choose from {choose}")
+
+
+def check_task(task: str, given: int | None, frames: int) -> None:
+  """ValueError for samples that cannot be: of an unknown task, or given more frames than leave one to make."""
+  if task not in TASKS:
+    raise ValueError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
+  if given is not None and (task != "prediction" or not 1 <= given < frames):
+    raise ValueError(f"given_frames {given} of {frames} with task {task}: 1 to {frames - 1}, of task prediction")
 
 
 def columns(
-  run: Run,
-  split: str,
-  count: int,
-  controls: Sequence[str],
-  floor: bool = False,
-  task: str = "generation",
-  given: int | None = None,
-) -> dict[str, Videos]:
-  """Columns of a table: samples, real clips, as many further real clips (the floor), and controls.
+  run: Run, split: str, count: int, controls: Sequence[str], task: str = "generation", given: int | None = None
+) -> Iterator[tuple[str, Videos]]:
+  """Columns of a table, one after the other: real, real floor, samples, and controls.
 
-  Controls are the real clips corrupted, or, with `floor`, those of the floor: in a distance from the real clips those
-  that they were made of would be no others. task, given: of the samples. ValueError if the split holds fewer than
-  2 x count clips.
+  The real clips are the second `count` of the split. The floor's are the first, as the samples': they go on with these,
+  or have their labels; and controls are these, corrupted. So none is of the clips that it is compared with, but
+  "memorised", where the split is the training set: then it is these, and a distance from them rewards it.
+  ValueError if the split holds fewer than 2 x count clips.
   """
-  real = real_videos(run.data(split), 2 * count)
-  source = real[count:] if floor else real[:count]
-  make = lambda name: memorised(run, count) if name == MEMORISED else CONTROLS[name](source)
-  return {
-    "samples": run.sample(count, task=task, split=split, given_frames=given)[:, 0],
-    "real": real[:count],
-    "real floor": real[count:],
-    **{name: make(name) for name in controls},
-  }
+  clips = real_videos(run.data(split), 2 * count)
+  source, real = clips[:count], clips[count:]
+  yield "real", real
+  yield "real floor", source
+  yield "samples", run.sample(count, task=task, split=split, given_frames=given)[:, 0]
+  for name in controls:
+    if name != MEMORISED:
+      yield name, CONTROLS[name](source)
+    else:
+      yield name, noised(real, MEMORISED_NOISE) if split == "train" else memorised(run, count)

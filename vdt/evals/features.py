@@ -12,22 +12,37 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from vdt.evals import Run, i3d, vgg
 
 Videos = Float[np.ndarray, "b f h w c"]
+VERSION = 1
+"""Of what is stored: raise it when a network's code computes otherwise."""
 
 
 class Network(abc.ABC):
   """What turns videos in [-1, 1] into features. name: for the card; size: what frames are resized to, None to leave.
 
-  measures: what a Fréchet and a kernel distance of its features are called.
+  least: the fewest frames, and the smallest height and width, that it can see.
   """
 
   name: str
   size: int | None = None
-  measures: tuple[str, str] = ("FVD", "KVD")
+  least: tuple[int, int] = (1, 1)
+
+  @property
+  def measures(self) -> tuple[str, str]:
+    """What a Fréchet and a kernel distance of its features are called."""
+    return f"Fréchet, {self.name}", f"kernel, {self.name}"
+
+  def check(self, data: Any) -> None:
+    """ValueError for clips that it cannot see."""
+    frames, side = self.least
+    if data.frames < frames or (self.size is None and min(data.size) < side):
+      there = f"{data.frames} frames of {tuple(data.size)}"
+      raise ValueError(f"{self.name} sees clips of {frames} frames of {side} x {side} at least, not {there}")
 
   @abc.abstractmethod
   def hash(self) -> str:
@@ -41,7 +56,7 @@ class Network(abc.ABC):
 class I3D(Network):
   """The logits of I3D, of Kinetics-400: FVD's own. Frames become 224 x 224."""
 
-  name, size = "I3D Kinetics-400, logits", i3d.SIZE
+  name, size, least, measures = "I3D Kinetics-400, logits", i3d.SIZE, (i3d.FRAMES, 1), ("FVD", "KVD")
 
   def hash(self) -> str:
     return i3d.SHA256
@@ -57,7 +72,8 @@ class VGG(Network):
   FID's own network, Inception, is in no package; a distance of other features is not FID, and not called so.
   """
 
-  name, measures = "VGG16 of LPIPS, last stage, frame by frame", ("Fréchet, frames", "kernel, frames")
+  name, least = "VGG16 of LPIPS, last stage, frame by frame", (1, vgg.LEAST)
+  measures = ("Fréchet, frames", "kernel, frames")
 
   def hash(self) -> str:
     return vgg.SHA256
@@ -84,7 +100,9 @@ class RandomConvolutions(Network):
 
     def features(x: jax.Array) -> jax.Array:
       for kernel in kernels:
-        x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (1, 2, 2), "SAME", dimension_numbers=order))
+        x = jax.nn.relu(
+          jax.lax.conv_general_dilated(x, kernel, (1, 2, 2), "SAME", dimension_numbers=order, precision="highest")
+        )
       return jnp.concatenate([x.mean((1, 2, 3)), x.std((1, 2, 3))], -1)
 
     return features
@@ -118,24 +136,31 @@ def resized(videos: Videos, size: int | None) -> Float[np.ndarray, "b f i j c"]:
   return np.stack(frames).reshape(*videos.shape[:2], size, size, videos.shape[-1])
 
 
-def extract(made_by: Network, run: Run, videos: Videos, data: Any = None) -> Float[np.ndarray, "b *frames d"]:
+def extract(
+  made_by: Network, function: Callable, run: Run, videos: Videos, data: Any = None
+) -> Float[np.ndarray, "b *frames d"]:
   """The features of videos. data: whose clips they are, or copies of them: then they are stored beside it, or were.
 
-  The name of what is stored is a hash of the network and of every pixel.
+  function: `made_by.function()`, made once, so that it is compiled once. The name of what is stored is a hash of the
+  network, of what computes, and of every pixel. Of several processes all read it, or none.
   """
-  folder, path = getattr(data, "directory", ""), ""
+  folder, path, stored = os.fspath(getattr(data, "directory", "")), "", None
   if folder and "://" not in folder:
-    key = hashlib.sha256(f"{made_by.name} {made_by.hash()} {made_by.size} {videos.shape} {videos.dtype}".encode())
+    what = (VERSION, jax.default_backend(), made_by.name, made_by.hash(), made_by.size, videos.shape, str(videos.dtype))
+    key = hashlib.sha256(repr(what).encode())
     key.update(np.ascontiguousarray(videos))
     path = os.path.join(folder, "features", f"{key.hexdigest()[:32]}.npy")
     try:
-      return np.load(path)
+      stored = np.load(path)
     except (OSError, ValueError, EOFError):
       pass  # not there yet, or cut off
+    if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(stored is not None)).all():
+      stored = None
+  if stored is not None:
+    return stored
   chunks = [resized(videos[begin : begin + 64], made_by.size) for begin in range(0, len(videos), 64)]
-  function = made_by.function()
   made = np.concatenate([run.map(function, chunk) for chunk in chunks])
-  if path:
+  if path and jax.process_index() == 0:
     try:
       os.makedirs(os.path.dirname(path), exist_ok=True)
       new = f"{path}.{os.getpid()}.new"

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any
 
-from vdt.evals import Run, Table
-from vdt.evals.controls import CONTROLS, MEMORISED, columns
+from vdt.evals import Run, Table, card, controls
 from vdt.evals.features import extract, network
 from vdt.evals.protocols import PROTOCOLS
 from vdt.evals.statistics import compared, extrapolated, frechet_distance, kernel_distance
@@ -12,12 +11,13 @@ from vdt.evals.statistics import compared, extrapolated, frechet_distance, kerne
 
 @dataclasses.dataclass
 class FVD:
-  """Rows: a Fréchet and a kernel distance, each with its 95 % interval, and its excess over the real floor with the
-  paired one; the Fréchet distance at infinitely many clips. Columns: samples, the real floor, and controls.
+  """Rows: a Fréchet and a kernel distance from real clips, each with its 95 % interval, and its excess over the real
+  floor with the paired one; the Fréchet distance at infinitely many clips (see `extrapolated`). Columns: see
+  `controls.columns`.
 
-  The real floor is what as many further real clips have: a model at the floor cannot be told from the data at this
-  count; a low end of the excess above 0 is sure to be worse. Controls are those further clips, corrupted, and
-  "memorised", training clips, which no distance between distributions exposes: see `Memorisation`.
+  The real floor is what as many other real clips have: a model at the floor cannot be told from the data at this
+  count; a low end of the excess above 0 is sure to be worse. "memorised" is what no distance between distributions
+  exposes, and what one from the training split rewards: see `Memorisation`.
   features: see `features.network`; "i3d" and "vgg" need extra [fvd]. protocol: one of `protocols.PROTOCOLS`, with which
   the clips must agree. task, given_frames: what is sampled. What the network makes of real clips and of controls is
   stored beside the data set. ValueError for an unknown network, control or protocol, or fewer than 16 clips.
@@ -25,7 +25,7 @@ class FVD:
 
   count: int = 256
   features: str = "i3d"
-  controls: tuple[str, ...] = (*CONTROLS, MEMORISED)
+  controls: tuple[str, ...] = controls.ALL
   split: str = "test"
   every: int = 0
   protocol: str = ""
@@ -34,9 +34,7 @@ class FVD:
 
   def __post_init__(self):
     network(self.features)
-    if unknown := {*self.controls} - {*CONTROLS, MEMORISED}:
-      choose = ", ".join((*CONTROLS, MEMORISED))
-      raise ValueError(f"unknown controls {', '.join(sorted(unknown))}: choose from {choose}")
+    controls.check(self.controls)
     if self.count < 16:
       raise ValueError(f"FVD of {self.count} clips: take at least 16")
     if self.protocol:
@@ -50,38 +48,30 @@ class FVD:
 
   def prepare(self, data: Any) -> None:
     """Before training, not after it. FileNotFoundError without the network's weights, ValueError for other clips."""
+    controls.check_task(self.task, self.given_frames, data.frames)
+    network(self.features).check(data)
     network(self.features).function()
     if self.protocol:
       PROTOCOLS[self.protocol].check_clips(data)
 
   def card(self, run: Run) -> dict[str, Any]:
-    """All that the figures depend on beside the model's weights."""
-    data, made_by = run.data(self.split), network(self.features)
+    made_by = network(self.features)
     return {
+      **card(self, run),
       "protocol": PROTOCOLS[self.protocol].source if self.protocol else "none published",
-      "real split": f"{self.split}, {data.fingerprint()}",
-      "frames": data.frames,
-      "height and width": list(data.size),
-      "frames a second": data.fps(),
-      "clips": data.rule(),
-      "value range": "[-1, 1], samples clipped",
-      "codec of samples": "none: as the sampler made them",
-      "real clips": self.count,
-      "generated clips": self.count,
-      "task": self.task,
-      "given frames": self.given_frames,
       "frames seen by the network": f"{made_by.size or 'as they are'}, bilinear, not antialiased, not cropped",
       "network": made_by.name,
       "network's hash": made_by.hash(),
-      **run.how,
     }
 
   def __call__(self, run: Run) -> Table:
     made_by, data = network(self.features), run.data(self.split)
     if self.protocol:
       PROTOCOLS[self.protocol].check_clips(data)
-    videos = columns(run, self.split, self.count, self.controls, floor=True, task=self.task, given=self.given_frames)
-    features = {name: extract(made_by, run, each, None if name == "samples" else data) for name, each in videos.items()}
+    made_by.check(data)
+    function, features = made_by.function(), {}
+    for name, videos in controls.columns(run, self.split, self.count, self.controls, self.task, self.given_frames):
+      features[name] = extract(made_by, function, run, videos, None if name == "samples" else data)
     real, (frechet, kernel) = features.pop("real"), made_by.measures
     table = compared(frechet, frechet_distance, real, features) | compared(kernel, kernel_distance, real, features)
     return table | {f"{frechet}, infinitely many": {name: extrapolated(real, made) for name, made in features.items()}}

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from vdt.evals import Run, Table
-from vdt.evals.controls import CONTROLS, MEMORISED, columns
+from vdt.evals import Run, Table, controls
 from vdt.evals.motion import flows
 from vdt.evals.statistics import compared, extrapolated, frechet_distance
 
@@ -52,14 +51,19 @@ class FVMD:
   """Rows: the Fréchet distances of velocities and of accelerations, with intervals and excess as of `FVD`.
 
   Columns as there. Points of a grid are followed by optical flow; each clip's velocities and accelerations are
-  summarised (`summary`) and the summaries' distributions compared. It sees a shaking of half a pixel that networks for
-  FVD miss, and says nothing of what moves.
+  summarised (`summary`) and the summaries' distributions compared. It sees a shaking of half a pixel, and says nothing
+  of what moves.
   """
 
   count: int = 64
-  controls: tuple[str, ...] = (*CONTROLS, MEMORISED)
+  controls: tuple[str, ...] = controls.ALL
   split: str = "test"
   every: int = 0
+
+  def __post_init__(self):
+    controls.check(self.controls)
+    if self.count < 16:
+      raise ValueError(f"FVMD of {self.count} clips: take at least 16")
 
   @property
   def clips(self) -> int:
@@ -67,15 +71,12 @@ class FVMD:
 
   def __call__(self, run: Run) -> Table:
     table: Table = {}
-    videos = columns(run, self.split, self.count, self.controls, floor=True)
-    followed = {column: np.stack([tracks(video) for video in each]) for column, each in videos.items()}
+    videos = controls.columns(run, self.split, self.count, self.controls)
+    followed = {column: np.stack([tracks(video) for video in clips]) for column, clips in videos}
     for row, order in (("velocity distance", 1), ("acceleration distance", 2)):
-      features = {
-        column: np.stack([summary(np.diff(each, order, axis=0)) for each in clips])
-        for column, clips in followed.items()
-      }
+      summed = lambda clips, order=order: np.stack([summary(np.diff(each, order, axis=0)) for each in clips])
+      features = {column: summed(clips) for column, clips in followed.items()}
       real = features.pop("real")
       table |= compared(row, frechet_distance, real, features)
-      if self.count >= 16:
-        table[f"{row}, infinitely many"] = {name: extrapolated(real, made) for name, made in features.items()}
+      table[f"{row}, infinitely many"] = {name: extrapolated(real, made) for name, made in features.items()}
     return table

@@ -2,9 +2,10 @@
 
 import dataclasses
 import sys
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -13,31 +14,41 @@ from vdt.evals.prediction import sources
 
 SIDE = 16
 """Height and width that frames are shrunk to."""
+FLAT = 0.01
+"""Standard deviation of a frame, in units of [-1, 1], below which it is of one colour."""
+DOUBT = 0.05
+"""Share of accused training clips from which on no accusation is believed."""
 SHOWN = 10
 """Pairs that are printed."""
 
 
 def signature(videos: Float[np.ndarray, "b f h w c"]) -> Float[np.ndarray, "b f d"]:
-  """Each frame shrunk, without its mean, of length 1: what resizing, compression and a change of contrast leave."""
+  """Each frame shrunk, without its mean, of length 1: what resizing, compression and a change of contrast leave.
+
+  A frame of one colour has none: its signature is NaN.
+  """
   frames = videos.reshape(-1, *videos.shape[2:])
   small = np.stack([cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in frames])
   small = small.reshape(*videos.shape[:2], -1)
   small = small - small.mean(-1, keepdims=True)
-  return small / (np.linalg.norm(small, axis=-1, keepdims=True) + 1e-3)  # a frame of one colour has none
+  length = np.linalg.norm(small, axis=-1, keepdims=True)
+  return np.where(length > FLAT * small.shape[-1] ** 0.5, small / np.maximum(length, 1e-6), np.nan)
 
 
 def apart(one: Float[np.ndarray, "a f d"], other: Float[np.ndarray, "b g d"]) -> Float[np.ndarray, "a b"]:
-  """Root mean square distance of two clips' frames, at the shift in time at which it is least; half must overlap."""
+  """Root mean square distance of the frames of two clips, at the shift in time at which it is least.
+
+  At least half of the shorter one must overlap, and have signatures; else it is infinite.
+  """
   f, g = one.shape[1], other.shape[1]
-  product = one.reshape(-1, one.shape[-1]) @ other.reshape(-1, other.shape[-1]).T
-  square = np.square(one).sum(-1)[:, :, None, None] + np.square(other).sum(-1)[None, None]
-  square = square - 2 * product.reshape(len(one), f, *other.shape[:2])
-  square = square.transpose(0, 2, 1, 3)  # a b f g
+  product = np.einsum("afd,bgd->abfg", one, other, optimize=True)
+  square = 2 - 2 * product  # of vectors of length 1
   least = np.full(square.shape[:2], np.inf)
-  for shift in range(-(f // 2), f // 2 + 1):
+  for shift in range(-(f // 2), g - (f + 1) // 2 + 1):
     diagonal = np.diagonal(square, shift, 2, 3)
-    if diagonal.shape[-1] * 2 >= min(f, g):
-      least = np.minimum(least, diagonal.mean(-1))
+    seen = ~np.isnan(diagonal)
+    mean = np.where(seen, diagonal, 0).sum(-1) / np.maximum(seen.sum(-1), 1)
+    least = np.minimum(least, np.where(seen.sum(-1) * 2 >= min(f, g), mean, np.inf))
   return np.sqrt(np.maximum(least, 0))
 
 
@@ -60,23 +71,29 @@ class Nearest(NamedTuple):
   id: np.ndarray
 
 
-def nearest(clips: dict[str, np.ndarray], data: Any, but_own: bool = False) -> Nearest:
-  """Brute force over all clips of `data`, once, not mirrored or turned; but_own: leave out those of a clip's source."""
-  if dataclasses.is_dataclass(data):
-    data = dataclasses.replace(data, **{name: False for name in ("flip", "turn") if hasattr(data, name)})
-  ours = signature(pixels(clips["video"]))
-  own = np.array(sources(clips["id"].astype(str).tolist()))
+def whole(data: Any) -> Any:
+  """The training clips as they are stored: not cut at random, mirrored or turned."""
+  if not dataclasses.is_dataclass(data):
+    return data
+  changes = {name: False for name in ("flip", "turn") if hasattr(data, name)}
+  if hasattr(data, "rule") and "frames" in (stored := data.rule().get("stored", {})):
+    changes["frames"] = int(stored["frames"])
+  return dataclasses.replace(data, **changes)
+
+
+def nearest(ours: Float[np.ndarray, "b f d"], own: list[str], data: Any) -> Nearest:
+  """Of clips by their signatures, and by their sources, which are left out; brute force over all clips of `data`."""
   distance, found = np.full(len(ours), np.inf), np.full(len(ours), "", object)
   for step in range(-(-len(data) // data.batch_size)):
     size = min(data.batch_size, len(data) - step * data.batch_size)
     batch = data.batch(step)
     ids = batch["id"][:size].astype(str)
     between = apart(ours, signature(pixels(batch["video"][:size])))
-    if but_own:
-      between[own[:, None] == np.array(sources(ids.tolist()))[None]] = np.inf
+    between[np.array(own)[:, None] == np.array(sources(ids.tolist()))[None]] = np.inf
     winner = between.argmin(1)
-    better = between[np.arange(len(ours)), winner] < distance
-    distance[better], found[better] = between[np.arange(len(ours)), winner][better], ids[winner[better]]
+    closest = between[np.arange(len(ours)), winner]
+    better = closest < distance
+    distance[better], found[better] = closest[better], ids[winner[better]]
   return Nearest(distance, found)
 
 
@@ -84,47 +101,54 @@ def nearest(clips: dict[str, np.ndarray], data: Any, but_own: bool = False) -> N
 class Leakage:
   """Columns: held-out, the clips of `split`; copies, the same re-encoded; training, as many training clips.
 
-  nearest distance, nearest distance 1%: median and 1st percentile of the distance to the nearest training clip: of
-    copies, to what they are copies of; of training clips, to the nearest one of another source, which is what a clip
-    that is in the set only once has. The distance is that of frames, shrunk and normalised, at the best shift in time.
-  leaked: the share of clips that are as near as a copy, or nearer: nearer than the 99th percentile of the copies, and
-    than the 1st percentile of training clips. Of copies it is the share that is found, of training clips the share of
-    clean clips that is accused wrongly, or is twice in the training set. The pairs are printed.
-  Where copies are not nearer than others are ("separable" 0), as in a world of few, alike things, nothing can be said.
+  nearest distance, nearest distance 1%: median and 1st percentile of the distance to the nearest training clip; of
+    copies, to what they are copies of; of training clips, to the nearest one of another source. The distance is that of
+    frames, shrunk and normalised, at the best shift in time; all training clips are looked at, as they are stored.
+  leaked: the share that is nearer than 99 of 100 copies are to theirs. Of training clips it is the share that is
+    accused though it is of another source: wrongly, or because it is in the training set twice.
+  told apart: 1 where less than `DOUBT` of the training clips are accused. Else, as in a world of few, alike things,
+    nothing can be said of single clips, and nothing is; where it is 1 the pairs are printed.
+  The training column is left out where all training clips are of one source.
   """
 
   count: int = 256
   split: str = "test"
   every: int = 0
+  sampled: ClassVar[bool] = False
 
   @property
   def clips(self) -> int:
     return self.count
 
   def __call__(self, run: Run) -> Table:
-    held_out, train = first(run.data(self.split), self.count), run.data("train")
+    held_out, train = first(run.data(self.split), self.count), whole(run.data("train"))
     videos = pixels(held_out["video"])
-    pairs = zip(signature(videos), signature(reencoded(videos)))
-    copies = np.array([apart(one[None], other[None])[0, 0] for one, other in pairs])
-    found = nearest(held_out, train)
-    clean = nearest(first(train, min(self.count, len(train))), train, but_own=True).distance
-    limit = min(np.quantile(copies, 0.99), np.quantile(clean, 0.01))
-    leaked = found.distance <= limit
-    worst = [number for number in np.argsort(found.distance, kind="stable") if leaked[number]]
-    for number in worst[:SHOWN]:
-      pair = f"{held_out['id'][number]} of {self.split} is as near as a copy to {found.id[number]} of train"
-      print(f"leakage: {pair}, {found.distance[number]:.3g} (limit {limit:.3g})", file=sys.stderr)
-    if len(worst) > SHOWN:
-      print(f"leakage: and {len(worst) - SHOWN} more", file=sys.stderr)
-    columns = {"held-out": found.distance, "copies": copies, "training": clean}
+    ours = signature(videos)
+    pairs = zip(ours, signature(reencoded(videos)))
+    distances = {"copies": np.array([apart(one[None], other[None])[0, 0] for one, other in pairs])}
+    known = np.isfinite(distances["copies"])  # of others nothing is left but one colour
+    limit = np.quantile(distances["copies"][known], 0.99) if known.any() else -np.inf
+    found = nearest(ours, [""] * self.count, train)
+    distances["held-out"] = found.distance
+    clean = first(train, min(self.count, len(train)))
+    clips = signature(pixels(clean["video"][:, : videos.shape[1]]))
+    others = nearest(clips, sources(clean["id"].astype(str).tolist()), train).distance
+    if np.isfinite(others).any():
+      distances["training"] = others
     table: Table = {}
-    for column, distance in columns.items():
-      rows = {
-        "nearest distance": np.median(distance),
-        "nearest distance 1%": np.quantile(distance, 0.01),
-        "leaked": np.mean(distance <= limit),
-      }
-      for row, value in rows.items():
-        table.setdefault(row, {})[column] = float(value)
-    table["separable"] = {"copies": float(np.quantile(copies, 0.99) < np.quantile(clean, 0.01))}
+    for column, distance in distances.items():
+      known = distance[np.isfinite(distance)]
+      if len(known):
+        rows = {"nearest distance": np.median(known), "nearest distance 1%": np.quantile(known, 0.01)}
+        for row, value in (*rows.items(), ("leaked", np.mean(distance <= limit))):
+          table.setdefault(row, {})[column] = float(value)
+    told = np.isfinite(limit) and np.mean(others <= limit) < DOUBT
+    table["told apart"] = {"held-out": float(told)}
+    if told and jax.process_index() == 0:
+      leaked = [number for number in np.argsort(found.distance, kind="stable") if found.distance[number] <= limit]
+      for number in leaked[:SHOWN]:
+        pair = f"{held_out['id'][number]} of {self.split} is as near as a copy to {found.id[number]} of train"
+        print(f"leakage: {pair}, {found.distance[number]:.3g} (limit {limit:.3g})", file=sys.stderr)
+      if len(leaked) > SHOWN:
+        print(f"leakage: and {len(leaked) - SHOWN} more", file=sys.stderr)
     return table

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vdt.evals import Run, Table
-from vdt.evals.controls import CONTROLS, MEMORISED, columns
+from vdt.evals.controls import ALL, columns
 
 SMALLEST_SIDE = 64  # DIS flow needs some pixels: smaller frames are enlarged for the flow only
 
@@ -112,7 +112,7 @@ class Motion:
 
   def __call__(self, run: Run) -> Table:
     table: Table = {}
-    for column, videos in columns(run, self.split, self.count, (*CONTROLS, MEMORISED)).items():
+    for column, videos in columns(run, self.split, self.count, ALL):
       clips = [motion(video) for video in videos]
       for row in clips[0]:
         values = np.array([clip[row] for clip in clips])

@@ -1,13 +1,13 @@
 """Do objects keep existing, and do they move as they should? Fits to what is tracked; no ground truth is needed."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from vdt.evals import Run, Table
-from vdt.evals.controls import CONTROLS, MEMORISED, columns
+from vdt.evals.controls import ALL, check_task, columns
 from vdt.evals.tracking import Track, area_range, intact, occluder_distance, track, uniform_motion
 
 NOISE = 0.05  # px: accuracy of the tracker, below which no contact is looked for
@@ -191,7 +191,7 @@ class Physics:
   "combinatorial" and "ood" says apart what holds in the world that was seen, in new combinations, and outside of it.
   `gravity`: the scene has it; without, objects fly straight. Set it to False with two objects or an occluder.
   Acceptance of a trained model, one ball under gravity: intact >= 0.95, trajectory residual <= 0.35 px, gravity
-  error <= 0.1. "real floor" is a disjoint part of the real clips; the other columns are the real clips corrupted.
+  error <= 0.1. The other columns are those of `controls.columns`.
   """
 
   count: int = 64
@@ -245,15 +245,19 @@ class Physics:
       rows["momentum error"], rows["collisions"] = _middle(errors), float(np.mean(~np.isnan(errors)))
     return rows
 
+  def prepare(self, data: Any) -> None:
+    """ValueError for samples that cannot be."""
+    check_task(self.task, self.given_frames, data.frames)
+
   @property
   def clips(self) -> int:
     return 2 * self.count
 
   def __call__(self, run: Run) -> Table:
-    controls = (*CONTROLS, MEMORISED)
-    videos = columns(run, self.split, self.count, controls, task=self.task, given=self.given_frames)
-    size = videos["real"].shape[2:4]
-    tracks = {c: [track(video, self.objects, self.occluder) for video in v] for c, v in videos.items()}
+    tracks, size = {}, (0, 0)
+    for column, videos in columns(run, self.split, self.count, ALL, self.task, self.given_frames):
+      tracks[column] = [track(video, self.objects, self.occluder) for video in videos]
+      size = videos.shape[2:4]
     accepted = area_range(tracks["real"])
     reference = self.rows(tracks["real"], size, accepted).get("gravity", float("nan"))
     table: Table = {}

@@ -1,6 +1,7 @@
 """Validation loss by noise level and task, on fixed clips, noise and masks."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ class ValLoss:
   tasks: tuple[str, ...] = ("generation",)
   split: str = "test"
   every: int = 0
+  sampled: ClassVar[bool] = False
 
   def __post_init__(self):
     if unknown := {*self.tasks} - {*TASKS}:
