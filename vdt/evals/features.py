@@ -67,7 +67,7 @@ class I3D(Network):
 
 
 class VGG(Network):
-  """VGG16's last stage, of four frames of a clip, each by itself: what a video's frames look like, and nothing of their order.
+  """VGG16's last stage, of four frames of a clip, each by itself: what frames look like, and nothing of their order.
 
   FID's own network, Inception, is in no package; a distance of other features is not FID, and not called so.
   """
