@@ -26,13 +26,14 @@ from vdt.checkpoint import Checkpointer, shapes
 from vdt.config import Config, to_dict
 from vdt.diffusion import Gaussian
 from vdt.evaluate import EVALUATION
+from vdt.importer import CARD
 from vdt.sharding import path_name
 from vdt.writer import read_rows
 
 FORMATS = ("safetensors", "orbax", "latte", "vdt", "diffusers", "stablehlo")
 FILES = dict.fromkeys(("safetensors", "latte", "vdt"), "model.safetensors")
 FILES["diffusers"] = "diffusion_pytorch_model.safetensors"
-CARD, PAGE = "card.json", "README.md"
+PAGE = "README.md"
 FLUSH = 2**28
 """Bytes after which what is written goes to the disk, so that it is not all left for the end."""
 

@@ -18,6 +18,9 @@ from vdt.checkpoint import Checkpointer, State, shapes
 from vdt.config import Config, differences, filled, to_dict
 from vdt.sharding import path_name
 
+CARD = "card.json"
+"""What `vdt export` puts beside the weights."""
+
 
 class Source(NamedTuple):
   """Opened weights: arrays by their names, the layout of these, the files they are in, and what was chosen of these."""
@@ -131,8 +134,8 @@ def chosen(content: dict[Any, Any], which: str, path: pathlib.Path) -> tuple[dic
 def compare(opened: Source, config: Config) -> None:
   """ValueError naming what is said beside the weights otherwise than the config does: heads, which shapes do not show.
 
-  diffusers' config.json lies beside; our own safetensors hold the config, of which the model and the diffusion count,
-  but not how they are computed.
+  diffusers' config.json lies beside; our own exports hold the config, of which the model and the diffusion count, but
+  not how they are computed.
   """
   beside = opened.files[0].with_name("config.json")
   wrong = []
@@ -144,8 +147,8 @@ def compare(opened: Source, config: Config) -> None:
       for name, value in ours.items()
       if name in theirs and name != "_class_name" and theirs[name] != value
     ]
-  elif isinstance(opened.arrays, weights.Tensors) and (text := opened.arrays.metadata.get("vdt")):
-    stored, source = parsed(text, opened.files[0]), opened.files[0]
+  elif stored := own_config(opened):
+    source = opened.files[0]
     for name in ("model", "diffusion"):
       part = getattr(config, name)
       old = filled(stored.get(name) or {}, part)
@@ -154,6 +157,16 @@ def compare(opened: Source, config: Config) -> None:
           wrong.append(f"{field} {before!r}, here {now!r}")
   if wrong:
     raise ValueError(f"{source} is of another model: {'; '.join(wrong)}")
+
+
+def own_config(opened: Source) -> dict[str, Any]:
+  """The config that an export of ours says it is of, in its metadata or its card; empty where there is none."""
+  if isinstance(opened.arrays, weights.Tensors) and (text := opened.arrays.metadata.get("vdt")):
+    return parsed(text, opened.files[0])
+  for card in (opened.files[0].with_name(CARD), opened.files[0].parent.with_name(CARD)):  # Orbax has a folder inside
+    if card.exists() and isinstance(found := parsed(card.read_bytes(), card).get("config"), dict):
+      return found
+  return {}
 
 
 def parsed(text: str | bytes, path: pathlib.Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def main():
   half = len(data) // 2
   run = Run(None, 1, None, None, lambda function, *inputs: in_chunks(jax.jit(function), inputs, CHUNK))
   clips = real_videos(data, 2 * half)
-  sets = (clips[:half], controls.noised(clips[half:]))
+  sets = (clips[half:], controls.noised(clips[:half]))  # as metrics.py has them, whose features are stored
   made_by = features.network("i3d")
   function = made_by.function()
   real, made = (features.extract(made_by, function, run, each, data) for each in sets)

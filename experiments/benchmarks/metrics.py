@@ -56,18 +56,23 @@ def tables(run, evals):
   return found
 
 
-def order(run, count):
-  """The paired differences of FVD between the neighbours of ORDER, (difference, low, high); of stored features."""
+def order(run):
+  """FVD of ORDER on all clips that there are, half of them real: each, and the paired differences of neighbours.
+
+  (value, low, high) each; features are stored.
+  """
   data, made_by, distance = run.data("train"), features.network("i3d"), statistics.frechet_distance
-  function = made_by.function()
-  videos = controls.columns(run, "train", count, ORDER[1:])
+  function, alone = made_by.function(), run._replace(sample=lambda *_, **__: np.empty((1, 1)))  # samples are not asked
+  videos = controls.columns(alone, "train", len(data) // 2, ORDER[1:])
   found = {name: features.extract(made_by, function, run, each, data) for name, each in videos if name != "samples"}
-  real, apart = found.pop("real"), {}
-  draws, whole = statistics.bootstrap(distance, real, found, 1000), distance(real)
+  real, whole = found.pop("real"), {}
+  draws, apart = statistics.bootstrap(distance, real, found, 1000), distance(real)
+  for name in ORDER:
+    whole[name] = (apart(found[name]), *statistics.interval(draws[name]))
   for one, other in zip(ORDER, ORDER[1:]):
-    difference = whole(found[other]) - whole(found[one])
-    apart[f"{other} - {one}"] = (difference, *statistics.interval(draws[other] - draws[one]))
-  return apart
+    difference = whole[other][0] - whole[one][0]
+    whole[f"{other} - {one}"] = (difference, *statistics.interval(draws[other] - draws[one]))
+  return whole
 
 
 def show(found):
@@ -106,7 +111,7 @@ def main():
   show(found["real clips"])
   seen(found["real clips"])
   if "i3d" in named:
-    found["order"] = order(run, options.count)
+    found["order"] = order(run)
     for pair, (difference, low, high) in found["order"].items():
       print(f"FVD, {pair}: {difference:.4g} ({low:.4g}, {high:.4g})")
   simulated = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=32)
