@@ -31,6 +31,7 @@ setup(
     "safetensors>=0.8,<0.9",
     "flatbuffers>=25",
     "scipy>=1.15",
+    "threadpoolctl>=3.5",
     "pillow>=12,<13",
     "matplotlib>=3.10",
     "jinja2>=3.1",

@@ -91,7 +91,9 @@ def test_runs_without_a_sweep(tmp_path):
   assert "some of late" in page and "(" not in (tmp_path / "effects.md").read_text().split("\n")[2]
 
 
-@pytest.mark.parametrize("options, message", [([], "nothing to compare"), (["--base=other"], "other")])
+@pytest.mark.parametrize(
+  "options, message", [([], "there is one finished run"), (["--base=other"], "'other' is not among")]
+)
 def test_refusals(options, message, tmp_path, capsys):
   with pytest.raises(SystemExit):
     cli.main(["compare", str(run(tmp_path / "one")), *options])
@@ -120,7 +122,7 @@ def test_evaluations_are_compared_by_their_own_cards(tmp_path, capsys):
     return capsys.readouterr()
 
   evaluated(folders[0], 400.0)
-  assert "nothing to compare" in compared().err
+  assert "there is one finished run" in compared().err
   evaluated(folders[1], 300.0)
   compared()
   table = csv.DictReader((tmp_path / "effects.csv").read_text().splitlines())
@@ -146,9 +148,11 @@ def test_figures_that_were_made_differently_are_not_ranked(tmp_path, capsys):
     return capsys.readouterr()
 
   write(folders[0])
-  assert "cannot be ranked: fvd, sampler" in compared().err
+  assert "cannot be ranked: fvd: only one has it, two has not; evaluate alike\n" in compared().err
   write(folders[1])
   assert "compare.html" in compared().out
   write(folders[1], sampler="euler, 4 steps")
-  assert 'fvd, sampler: "heun, 16 steps" (one) against "euler, 4 steps" (two)' in compared().err
+  assert 'fvd, sampler: "heun, 16 steps" (one) against "euler, 4 steps" (two)' in (said := compared().err)
+  assert "give --allow 'sampler'" in said
+  assert "--allow 'nonsense' is no line of a card" in compared("--allow=nonsense").err
   assert "compare.html" in compared("--allow=sampler").out

@@ -359,6 +359,8 @@ def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
   path, colon, variant = named["config"].partition(":")
   if not os.path.isfile(path):
     raise FileNotFoundError(f"no experiment at {path}: --config takes a Python file with get_config()")
+  if (folder := os.path.dirname(os.path.abspath(path))) not in sys.path:
+    sys.path.append(folder)  # an experiment may import its neighbours, as a script may
   named["config"] = os.path.abspath(path) + colon + variant
   argv = [f"--{name}={value}" for name, value in named.items()]
   try:

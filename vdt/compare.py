@@ -129,7 +129,11 @@ class Arms(NamedTuple):
     names = list(dict.fromkeys(run.arm for run in runs))
     base = base or names[0]
     if base not in names or len(names) < 2:
-      raise ValueError(f"nothing to compare with {base!r}; finished arms, of which it takes two: {', '.join(names)}")
+      raise ValueError(
+        f"{base!r} is not among the finished runs: {', '.join(names)}"
+        if base not in names
+        else f"there is one finished run, {base}: name another one beside it"
+      )
     budget = min(run.end for run in runs)
     return cls(
       base, budget, {name: [(run.seed, run.values(budget)) for run in runs if run.arm == name] for name in names}
@@ -174,8 +178,16 @@ def run(
   if not runs:
     raise ValueError(f"no finished run in {', '.join(map(str, folders))}: {'; '.join(left) or 'nothing there'}")
   arms = Arms.of(runs, base)
+  lines = {line for run in runs for card in run.cards.values() for line in card}
+  if unknown := {*allowed} - lines:
+    raise ValueError(f"--allow {min(unknown)!r} is no line of a card; there are: {', '.join(sorted(lines)) or 'none'}")
   if wrong := unlike(runs, allowed):
-    raise ValueError(f"figures that were made differently cannot be ranked: {wrong}; evaluate alike, or name --allow")
+    told = "; ".join(f"{line}: {values}" for line, values in wrong.items())
+    names = ",".join(dict.fromkeys(line.partition(", ")[2] for line in wrong if ", " in line))
+    advice = (
+      f"evaluate alike, or, where they are meant to differ, give --allow '{names}'" if names else "evaluate alike"
+    )
+    raise ValueError(f"figures that were made differently cannot be ranked: {told}; {advice}")
   names = {name for run in runs for row in run.rows for name in row if "/" in name}
   there = set.intersection(*({*values} for runs in arms.values.values() for _, values in runs))
   if gone := sorted({name.split("/")[0] for name in names - there}):
@@ -189,18 +201,22 @@ def run(
   print(out / "compare.html")
 
 
-def unlike(runs: list[Run], allowed: tuple[str, ...] = ()) -> str:
-  """Lines, but for `allowed`, in which the runs' evaluations were made differently; "" if they are alike.
+def unlike(runs: list[Run], allowed: tuple[str, ...] = ()) -> dict[str, str]:
+  """Lines, but for `allowed`, in which the runs' evaluations were made differently, as "EVAL, LINE", and their values.
 
-  A figure without a card, beside one that has it, is unlike.
+  An eval that some runs have no card of is unlike as a whole, under its own name.
   """
-  cards, found = [run.cards for run in runs], []
+  cards, found = [run.cards for run in runs], {}
   for name in dict.fromkeys(name for card in cards for name in card):
-    for line in dict.fromkeys(line for card in cards for line in card.get(name, {})):
-      values = {json.dumps(card.get(name, {}).get(line)): f"{run.arm}" for run, card in zip(runs, cards)}
+    if without := list(dict.fromkeys(run.arm for run in runs if name not in run.cards)):
+      found[name] = f"only {', '.join(dict.fromkeys(run.arm for run in runs if name in run.cards))} has it"
+      found[name] += f", {', '.join(without)} has not"
+      continue
+    for line in dict.fromkeys(line for card in cards for line in card[name]):
+      values = {json.dumps(card[name].get(line)): run.arm for run, card in zip(runs, cards)}
       if len(values) > 1 and line not in allowed:
-        found.append(f"{name}, {line}: " + " against ".join(f"{value} ({arm})" for value, arm in values.items()))
-  return "; ".join(found)
+        found[f"{name}, {line}"] = " against ".join(f"{value} ({arm})" for value, arm in values.items())
+  return found
 
 
 def effects(arms: Arms) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ class Encoder(Network):
 
   def __init__(self, workdir: str):
     self.workdir = workdir
+    if not workdirs.exists(workdir):
+      raise ValueError(f"no run in {workdir}, seen from where the command is run: set the path after @ of features")
 
   @functools.cached_property
   def stored(self) -> dict[str, Any]:

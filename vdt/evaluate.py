@@ -17,6 +17,8 @@ from vdt.evals import Run, Table, card, first, pixels
 from vdt.sample import generate, in_chunks, load
 from vdt.workdirs import environment
 
+ROUNDING = 1e-12
+"""Below this a figure is shown as 0."""
 CARDS, EVALUATION = "cards.json", "evaluation.json"
 FEW = 8
 """Clips that a feature network takes at once: it sees them larger than they are."""
@@ -84,7 +86,13 @@ def chunk_losses(
 
 
 def run(config: Config, workdir: str, step: int | None, ema: float | None, seed: int, path: str | None) -> None:
-  """`vdt evaluate`: prints the tables, and writes them to evaluation.json in the workdir (and to `path`)."""
+  """`vdt evaluate`: prints the tables, and writes them to evaluation.json in the workdir (and to `path`).
+
+  OSError before anything is computed where `path` cannot be written.
+  """
+  if path and distributed.first():
+    with epath.Path(path).open("a"):  # a whole file that is there stays until the figures are
+      pass
   mesh, network, params, step = load(config, workdir, step, ema)
   with jax.set_mesh(mesh):
     tables = evaluate(config, network, params, config.evals, seed)
@@ -121,7 +129,9 @@ def text(tables: dict[str, Table]) -> str:
     widths = [max(len(column), 9) + 2 for column in columns]
     lines = [name.ljust(width) + "".join(column.rjust(w) for column, w in zip(columns, widths))]
     for metric, row in table.items():
-      cells = [f"{row[column]:.4g}" if column in row else "" for column in columns]
+      cells = [
+        f"{0.0 if abs(row[column]) < ROUNDING else row[column]:.4g}" if column in row else "" for column in columns
+      ]
       lines.append(metric.ljust(width) + "".join(cell.rjust(w) for cell, w in zip(cells, widths)))
     blocks.append("\n".join(lines))
   return "\n\n".join(blocks)

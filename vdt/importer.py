@@ -85,6 +85,8 @@ def open_weights(path: pathlib.Path, which: str) -> Source:
   if path.is_dir() and (path / "params").is_dir():
     files, arrays = sorted(each for each in (path / "params").iterdir() if each.is_file()), orbax(path / "params")
   elif path.is_dir():
+    if (path / "sampler.stablehlo").exists():
+      raise ValueError(f"{path} holds programs, not weights to train on: export the run as safetensors for that")
     files = sorted(path.glob("*.safetensors")) or sorted((path / "transformer").glob("*.safetensors"))
     if not files:
       raise FileNotFoundError(f"no .safetensors in {path}: name a file, or a folder that holds one")
@@ -107,7 +109,9 @@ def orbax(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """The arrays of an Orbax folder, by the names that the plain layout has. ValueError if it cannot be read."""
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      saved = checkpointer.metadata(folder.absolute()).item_metadata.tree
+      if not (metadata := checkpointer.metadata(folder.absolute()).item_metadata):
+        raise ValueError("its metadata is missing or damaged")
+      saved = metadata.tree
       how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
       tree = checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=how))
   except Exception as error:  # whatever Orbax raises
@@ -163,7 +167,8 @@ def own_config(opened: Source) -> dict[str, Any]:
   """The config that an export of ours says it is of, in its metadata or its card; empty where there is none."""
   if isinstance(opened.arrays, weights.Tensors) and (text := opened.arrays.metadata.get("vdt")):
     return parsed(text, opened.files[0])
-  for card in (opened.files[0].with_name(CARD), opened.files[0].parent.with_name(CARD)):  # Orbax has a folder inside
+  inside = opened.files[0].parent.name == "params"  # Orbax's folder
+  for card in [opened.files[0].parent.with_name(CARD) if inside else opened.files[0].with_name(CARD)]:
     if card.exists() and isinstance(found := parsed(card.read_bytes(), card).get("config"), dict):
       return found
   return {}

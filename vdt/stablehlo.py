@@ -70,8 +70,9 @@ def write(folder: pathlib.Path, config: Config, like: Any) -> None:
 
 
 SCRIPT = '''\
-"""Samples from the model in this folder with jax alone: python sample.py [COUNT] [SEED] [LABEL]; writes videos.npy."""
+"""Samples from the model in this folder with jax alone; writes videos.npy."""
 
+import argparse
 import pathlib
 import sys
 
@@ -82,9 +83,16 @@ from jax import export
 here, shape = pathlib.Path(__file__).parent, SHAPE  # frames, height, width, channels
 text, classes = TEXT, CLASSES  # the width of a token of text, and the number of labels
 sys.path.append(str(here / "flatbuffers.zip"))
-count, seed, label = (int(value) for value in [*sys.argv[1:], *(8, 0, DEFAULT)[len(sys.argv) - 1 :]])
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("count", nargs="?", type=int, default=8, help="how many videos (default 8)")
+parser.add_argument("seed", nargs="?", type=int, default=0, help="video i depends on (seed, i) alone (default 0)")
+parser.add_argument("label", nargs="?", type=int, default=DEFAULT, help="a class by its number, or -1 for none")
+args = parser.parse_args()
+count, seed, label = args.count, args.seed, args.label
 if count < 1 or not -1 <= label < max(classes, 0):
   sys.exit(f"COUNT {count}, LABEL {label}: at least 1 video, and a label below {classes}, or -1 for none")
+if missing := [name for name in ("params.npz", "sampler.stablehlo", "flatbuffers.zip") if not (here / name).exists()]:
+  sys.exit(f"{missing[0]} is missing beside sample.py: copy the whole export")
 with np.load(here / "params.npz") as file:
   params = [file[name] for name in file.files]
 sampler = export.deserialize(bytearray((here / "sampler.stablehlo").read_bytes()))

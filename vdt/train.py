@@ -180,7 +180,9 @@ def loop(
   tracing, pending, judge = False, None, Judge(config, log, workdir, start)
   for done in range(start + 1, config.steps + 1):
     if first < done <= last and not tracing:
-      jax.profiler.start_trace(f"{workdir}/profile")
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0  # it hooks all threads, tf.data's too, and crashed once
+      jax.profiler.start_trace(f"{workdir}/profile", profiler_options=options)
       tracing = True
     with log.spending("data"):
       batch = next(batches)

@@ -94,13 +94,18 @@ def rewrite(path: epath.Path, text: str) -> None:
   new.replace(path)
 
 
+def exists(workdir: str) -> bool:
+  """Whether a run is there."""
+  return (epath.Path(workdir) / "config.json").exists()
+
+
 def read(workdir: str) -> dict[str, Any]:
   """What config.json in `workdir` says: "origin", "config", "environment", "data", "imported".
 
   FileNotFoundError if there is none, ValueError if it is damaged.
   """
   path = epath.Path(workdir) / "config.json"
-  if not path.exists():
+  if not exists(workdir):
     raise FileNotFoundError(f"{workdir} is no workdir of a run (it has no config.json): name another --workdir")
   try:
     content = json.loads(path.read_text())

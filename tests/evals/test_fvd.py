@@ -263,3 +263,17 @@ def test_the_card_says_what_a_figure_was_made_by():
   card = FVD(count=16, features="random").card(Run(None, 1, lambda split: Noise(), None, how={"sampler": "heun"}))
   assert {"real split", "frames", "clips", "value range", "network's hash", "count", "task", "sampler"} <= {*card}
   assert json.loads(json.dumps(card)) == card
+
+
+@pytest.mark.parametrize(
+  "features, message",
+  [
+    ("json:JSONDecoder", "is no vdt.evals.features.Network"),
+    ("vdt.encoder:Encoder@nowhere", "features .* cannot be made .no run in nowhere"),
+  ],
+)
+def test_a_network_of_the_users_is_looked_for_when_it_is_needed(features, message):
+  """A run is read, sampled from and exported also where it is not to be had."""
+  made = FVD(features=features)
+  with pytest.raises(ValueError, match=message):
+    made.prepare(type("Data", (), {"frames": 16}))

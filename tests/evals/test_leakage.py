@@ -101,3 +101,8 @@ def test_distances_are_of_the_best_shift():
   between = leakage.apart(one, moved)
   assert between[0, 0] == pytest.approx(0, abs=1e-3) and between[1, 1] == pytest.approx(0, abs=1e-3)
   assert between[0, 1] > 0.1
+
+
+def test_the_training_split_does_not_leak_into_itself():
+  with pytest.raises(ValueError, match="name the split that is held out"):
+    Leakage(split="train")

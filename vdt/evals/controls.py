@@ -80,7 +80,9 @@ def memorised(run: Run, count: int) -> Videos:
 
 
 def check(names: Sequence[str]) -> None:
-  """ValueError for a control that there is not."""
+  """ValueError for a control that there is not, or for one name in the place of several."""
+  if isinstance(names, str):
+    raise ValueError(f"controls {names!r}: name several, as ({names!r},)")
   if unknown := {*names} - {*CONTROLS, MEMORISED}:
     choose = ", ".join((*CONTROLS, MEMORISED))
     raise ValueError(f"unknown controls {', '.join(sorted(unknown))}: choose from {choose}")

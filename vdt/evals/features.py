@@ -112,20 +112,28 @@ class RandomConvolutions(Network):
 NETWORKS: dict[str, type[Network]] = {"i3d": I3D, "vgg": VGG, "random": RandomConvolutions}
 
 
-def network(features: str) -> Network:
-  """One of NETWORKS, or MODULE:CLASS or MODULE:CLASS@ARGUMENT, a `Network` of the user's. ValueError for no such."""
-  if features in NETWORKS:
-    return NETWORKS[features]()
-  module, colon, rest = features.partition(":")
-  if not colon:
+def check_name(features: str) -> None:
+  """ValueError for what is neither of NETWORKS nor written MODULE:CLASS; nothing is imported."""
+  if not isinstance(features, str) or (features not in NETWORKS and ":" not in features):
     raise ValueError(
       f"unknown features {features!r}: choose from {', '.join(NETWORKS)}, or name MODULE:CLASS[@ARGUMENT]"
     )
+
+
+def network(features: str) -> Network:
+  """One of NETWORKS, or MODULE:CLASS or MODULE:CLASS@ARGUMENT, a `Network` of the user's. ValueError for no such."""
+  check_name(features)
+  if features in NETWORKS:
+    return NETWORKS[features]()
+  module, _, rest = features.partition(":")
   name, at, argument = rest.partition("@")
   try:
-    return getattr(importlib.import_module(module), name)(*[argument] * bool(at))
+    made = getattr(importlib.import_module(module), name)(*[argument] * bool(at))
   except (ImportError, AttributeError, TypeError, ValueError) as error:
     raise ValueError(f"features {features!r} cannot be made ({error})") from error
+  if not isinstance(made, Network):
+    raise ValueError(f"features {features!r} is no vdt.evals.features.Network: derive {name} from it")
+  return made
 
 
 def resized(videos: Videos, size: int | None) -> Float[np.ndarray, "b f i j c"]:

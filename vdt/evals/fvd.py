@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from vdt.evals import Run, Table, card, controls
-from vdt.evals.features import extract, network
+from vdt.evals.features import check_name, extract, network
 from vdt.evals.protocols import PROTOCOLS
 from vdt.evals.statistics import compared, extrapolated, frechet_distance, kernel_distance
 
@@ -20,7 +20,8 @@ class FVD:
   exposes, and what one from the training split rewards: see `Memorisation`.
   features: see `features.network`; "i3d" and "vgg" need extra [fvd]. protocol: one of `protocols.PROTOCOLS`, with which
   the clips must agree. task, given_frames: what is sampled. What the network makes of real clips and of controls is
-  stored beside the data set. ValueError for an unknown network, control or protocol, or fewer than 16 clips.
+  stored beside the data set. ValueError for an unknown network, control or protocol, or fewer than 16 clips; a network
+  of the user's is made when it is first needed, so that a run is sampled from and exported also without it.
   """
 
   count: int = 256
@@ -33,10 +34,10 @@ class FVD:
   given_frames: int | None = None
 
   def __post_init__(self):
-    network(self.features)
+    check_name(self.features)
     controls.check(self.controls)
-    if self.count < 16:
-      raise ValueError(f"FVD of {self.count} clips: take at least 16")
+    if not isinstance(self.count, int) or self.count < 16:
+      raise ValueError(f"FVD of {self.count} clips: take a whole number, at least 16")
     if self.protocol:
       if self.protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {self.protocol!r}: choose from {', '.join(PROTOCOLS)}")
@@ -59,7 +60,9 @@ class FVD:
     return {
       **card(self, run),
       "protocol": PROTOCOLS[self.protocol].source if self.protocol else "none published",
-      "frames seen by the network": f"{made_by.size or 'as they are'}, bilinear, not antialiased, not cropped",
+      "frames seen by the network": f"{made_by.size}, bilinear, not antialiased, not cropped"
+      if made_by.size
+      else "as they are",
       "network": made_by.name,
       "network's hash": made_by.hash(),
     }

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vdt.evals import Run, Table, controls
-from vdt.evals.motion import flows
+from vdt.evals.motion import enlarged, flow
 from vdt.evals.statistics import compared, extrapolated, frechet_distance
 
 GRID = 8
@@ -20,12 +20,12 @@ STILL = 0.02
 
 def tracks(video: Float[np.ndarray, "f h w c"]) -> Float[np.ndarray, "f n 2"]:
   """Where the points of a grid over the first frame go, by optical flow from frame to frame; x, y in px."""
-  flow, _, frames = flows(video)
+  frames, grey = enlarged(video)
   height, width = frames.shape[1:3]
   middle = lambda length: ((np.arange(GRID) + 0.5) * length / GRID - 0.5).astype(np.float32)
   x, y = (axis.reshape(-1, 1) for axis in np.meshgrid(middle(width), middle(height)))
   found = [np.concatenate([x, y], 1)]
-  for there in flow:
+  for there in flow(grey):
     moved = cv2.remap(there, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, 2)
     x, y = x + moved[:, :1], y + moved[:, 1:]
     found.append(np.concatenate([x, y], 1))
@@ -62,8 +62,8 @@ class FVMD:
 
   def __post_init__(self):
     controls.check(self.controls)
-    if self.count < 16:
-      raise ValueError(f"FVMD of {self.count} clips: take at least 16")
+    if not isinstance(self.count, int) or self.count < 16:
+      raise ValueError(f"FVMD of {self.count} clips: take a whole number, at least 16")
 
   @property
   def clips(self) -> int:

@@ -116,6 +116,12 @@ class Leakage:
   every: int = 0
   sampled: ClassVar[bool] = False
 
+  def __post_init__(self):
+    if self.split == "train":
+      raise ValueError("leakage of the training split into itself: name the split that is held out")
+    if not isinstance(self.count, int) or self.count < 1:
+      raise ValueError(f"leakage of {self.count} clips: take a whole number, at least 1")
+
   @property
   def clips(self) -> int:
     return self.count

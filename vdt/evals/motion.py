@@ -1,10 +1,11 @@
 """Temporal consistency by optical flow. No row means anything alone: read each beside the dynamic degree."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 
 from vdt.evals import Run, Table
 from vdt.evals.controls import ALL, columns
@@ -29,25 +30,22 @@ def _visible(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
   return inside & (gap < 0.01 * (np.square(forward).sum(-1) + np.square(returned).sum(-1)) + 0.5)
 
 
-def flows(
+def enlarged(
   video: Float[np.ndarray, "f h w c"],
-) -> tuple[Float[np.ndarray, "pairs H W 2"], Bool[np.ndarray, "pairs H W"], Float[np.ndarray, "f H W c"]]:
-  """Dense flow from each frame to the next (x, y; px of the enlarged frames), where it holds, the enlarged frames.
-
-  Dense inverse search (arXiv:1603.03590). Frames are enlarged by a whole factor until no side is below 64 px, and
-  come back in [0, 1].
-  """
+) -> tuple[Float[np.ndarray, "f H W c"], list[UInt8[np.ndarray, "H W"]]]:
+  """Frames in [0, 1], and grey, as `flow` sees them: larger by a whole factor, so that no side is below 64 px."""
   height, width = video.shape[1:3]
   scale = -(-SMALLEST_SIDE // min(height, width))
   size = (width * scale, height * scale)
   frames = [cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in (video + 1) / 2]
   frames = np.stack(frames).reshape(len(video), size[1], size[0], -1)
-  grey = [np.clip(np.rint(frame.mean(-1) * 255), 0, 255).astype(np.uint8) for frame in frames]
+  return frames, [np.clip(np.rint(frame.mean(-1) * 255), 0, 255).astype(np.uint8) for frame in frames]
+
+
+def flow(grey: Sequence[UInt8[np.ndarray, "H W"]]) -> Float[np.ndarray, "pairs H W 2"]:
+  """From each frame to the next, in px (x, y): dense inverse search (arXiv:1603.03590)."""
   search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-  forward = [search.calc(one, two, None) for one, two in zip(grey, grey[1:])]
-  backward = [search.calc(two, one, None) for one, two in zip(grey, grey[1:])]
-  visible = [_visible(there, back) for there, back in zip(forward, backward)]
-  return np.stack(forward), np.stack(visible), frames
+  return np.stack([search.calc(one, two, None) for one, two in zip(grey, grey[1:])])
 
 
 def _mean(values: np.ndarray, mask: np.ndarray) -> float:
@@ -58,10 +56,12 @@ def motion(video: Float[np.ndarray, "f h w c"]) -> dict[str, float]:
   """The rows of `Motion` for one clip of at least 3 frames; NaN where no pixel could be followed."""
   if len(video) < 3:
     raise ValueError(f"motion needs clips of at least 3 frames, got {len(video)}")
-  flow, visible, frames = flows(video)
-  scale = flow.shape[1] // video.shape[1]
-  speed = np.linalg.norm(flow, axis=-1) / scale
-  residual = np.stack([_sampled(after, there) - now for now, after, there in zip(frames, frames[1:], flow)])
+  frames, grey = enlarged(video)
+  forward, backward = flow(grey), flow(grey[::-1])[::-1]
+  visible = np.stack([_visible(there, back) for there, back in zip(forward, backward)])
+  scale = forward.shape[1] // video.shape[1]
+  speed = np.linalg.norm(forward, axis=-1) / scale
+  residual = np.stack([_sampled(after, there) - now for now, after, there in zip(frames, frames[1:], forward)])
   residual = residual.reshape(*visible.shape, -1)
   window = (max(frames.shape[1] // 4, 1),) * 2
   flickers, accelerations = [], []
@@ -69,7 +69,7 @@ def motion(video: Float[np.ndarray, "f h w c"]) -> dict[str, float]:
     share = cv2.blur(seen.astype(np.float32), window)
     local = cv2.blur((change * seen).astype(np.float32), window) / np.maximum(share, 1e-6)
     flickers.append(_mean(np.abs(local), seen))
-  for now, after, seen, seen_after in zip(flow, flow[1:], visible, visible[1:]):
+  for now, after, seen, seen_after in zip(forward, forward[1:], visible, visible[1:]):
     both = seen & (_sampled(seen_after.astype(np.float32), now) > 0.5)
     accelerations.append(_mean(np.linalg.norm(_sampled(after, now) - now, axis=-1) / scale, both))
   fastest = np.quantile(speed, 0.95, axis=(1, 2), keepdims=True)

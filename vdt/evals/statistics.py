@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import tqdm
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 
 Features = Float[np.ndarray, "_ *frames d"]
 RESAMPLES = 200
@@ -98,6 +100,7 @@ def kernel_distance(real: Features) -> Callable[[Features], float]:
   return lambda made: float(within + same(made) - 2 * kernel(one, rows(made)).mean())
 
 
+@threadpool_limits.wrap(limits=1)
 def bootstrap(
   distance: Distance, real: Features, made: dict[str, Features], resamples: int = RESAMPLES
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
@@ -105,11 +108,12 @@ def bootstrap(
 
   All of `made` are drawn alike, so a difference of two of its draws is a paired one, where they are of the same clips.
   A resample repeats clips, which moves a Fréchet distance up: what is given is put around the distance itself. Of few
-  clips the spread is too wide, so what it calls sure is.
+  clips the spread is too wide, so what it calls sure is. It computes on one thread: for matrices of a few hundred rows
+  several are no faster, 10 to 100 times slower where they share cores, and round differently.
   """
   rng, found, whole = np.random.default_rng(0), {name: np.empty(resamples) for name in made}, distance(real)
   sizes = {len(features) for features in made.values()}
-  for number in range(resamples):
+  for number in tqdm.trange(resamples, desc="intervals", leave=False, mininterval=1, disable=None):
     drawn = distance(real[rng.integers(0, len(real), len(real))])
     chosen = {size: rng.integers(0, size, size) for size in sorted(sizes)}
     for name, features in made.items():
@@ -142,6 +146,7 @@ def compared(name: str, distance: Distance, real: Features, made: dict[str, Feat
   return table
 
 
+@threadpool_limits.wrap(limits=1)
 def extrapolated(real: Features, made: Features, sizes: int = 8, repeats: int = 4) -> float:
   """The Fréchet distance that infinitely many clips would have: its line over 1 / n, at 0 (arXiv:1911.07023).
 
