@@ -92,7 +92,7 @@ FULL = {
   "ablations": ("full",),
   "bouncing": ("full",),
   "contacts": ("full", "occlusion"),
-  "kinetics600": ("full",),
+  "protocols": ("ucf101", "kinetics600"),
   "large": ("xl", "2b"),
   "published": ("latte-xl",),
   "real_clips": ("full",),
