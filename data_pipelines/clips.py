@@ -5,23 +5,24 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data_pipelines import simulated
-from data_pipelines.shuffle import permute
+from data_pipelines.reading import Batch, Reader, shuffled
 
 
 @dataclasses.dataclass
-class Clips:
+class Clips(Reader):
   """Clips of `frames` frames of `size` (height, width) from the TFDS array_record set at `data_dir`/`name`.
 
-  Stored clips that are longer are cut at an offset drawn for each position in training, at their start elsewhere.
-  flip: mirror half of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs
-  are shuffled apart, the last batch of one runs into the next. seed: of all that is drawn in training; what is held out
-  comes in one order.
+  Stored clips that are longer, or larger, are cut at an offset drawn for each position in training; elsewhere at their
+  start, and in their middle. strides: one is drawn for each training clip, of those for which what is stored is long
+  enough: it shows every so many-th frame. flip: mirror half of the training clips, left to right. turn: turn each of
+  them by 0, 90, 180 or 270 degrees. Epochs are shuffled apart. seed: of all that is drawn in training; what is held out
+  comes in one order. prefetch, readers: see `Reader`.
   """
 
   name: str
@@ -33,6 +34,9 @@ class Clips:
   seed: int = 0
   flip: bool = False
   turn: bool = False
+  strides: tuple[int, ...] = (1,)
+  prefetch: int = 2
+  readers: int = 2
 
   @property
   def directory(self) -> str:
@@ -48,12 +52,18 @@ class Clips:
     info = self._builder.info
     if self.split not in info.splits:
       raise ValueError(f"{self.directory} has no split {self.split!r}: choose from {', '.join(info.splits)}")
-    if self.turn and self.size[0] != self.size[1]:
-      raise ValueError(f"data.turn needs square clips, not {tuple(self.size)}: set it to False")
-    stored = (info.metadata["frames"], *info.metadata["size"])
-    if self.frames > stored[0] or tuple(self.size) != stored[1:]:
-      asked = (self.frames, *self.size)
+    stored, asked = self._stored, (self.frames, *self.size)
+    if self.turn and stored[1] != stored[2]:
+      raise ValueError(f"data.turn needs square clips, not {stored[1:]}: set it to False")
+    if any(wanted > there for wanted, there in zip(asked, stored)):
       raise ValueError(f"{self.directory} holds clips of (frames, height, width) {stored}, data asks for {asked}")
+    if not self.strides or min(self.strides) < 1 or (self.frames - 1) * min(self.strides) >= stored[0]:
+      raise ValueError(
+        f"data.strides {tuple(self.strides)} of {self.frames} frames: at least 1, and one of them must fit into the "
+        f"{stored[0]} that {self.directory} holds a clip"
+      )
+    if min(self.prefetch, self.readers) < 1:
+      raise ValueError(f"data.prefetch is {self.prefetch}, data.readers {self.readers}: at least 1")
 
   @functools.cached_property
   def _builder(self) -> Any:
@@ -65,6 +75,11 @@ class Clips:
   @functools.cached_property
   def _source(self) -> Any:
     return self._builder.as_data_source(self.split)
+
+  @property
+  def _stored(self) -> tuple[int, int, int]:
+    metadata = self._builder.info.metadata
+    return (int(metadata["frames"]), *map(int, metadata["size"]))
 
   def labels(self) -> list[str]:
     return self._builder.info.features["label"].names
@@ -92,68 +107,56 @@ class Clips:
       digest.update(repr(value.tolist()).encode() if value.dtype.kind == "U" else value.tobytes())
     return digest.hexdigest()[:16]
 
-  def batch(self, step: int) -> dict[str, np.ndarray]:
-    """The global batch of a step: "video" (b f h w 3) uint8, "label" (b,) int32, "id" and "caption" (b,) of text."""
-    return self._read(step * self.batch_size + np.arange(self.batch_size))
-
-  def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """This host's part of the batches from step `start` on, for ever, read ahead by tf.data's threads."""
-    import tensorflow as tf
-
-    if self.batch_size % hosts:
-      raise ValueError(f"data.batch_size {self.batch_size} is not a multiple of the {hosts} hosts")
-    local = self.batch_size // hosts
-    example = self._read(np.arange(1))
-    names = list(example)
-
-    def read(step: np.ndarray) -> list[np.ndarray]:
-      batch = self._read(step * self.batch_size + host * local + np.arange(local))
-      return [batch[name] for name in names]
-
-    text = lambda value: value.dtype.kind in "UO"
-    types = [tf.string if text(value) else value.dtype for value in example.values()]
-    load = lambda step: tf.numpy_function(read, [step], types, stateful=False)
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 2
-    steps = tf.data.Dataset.range(start, 2**40).map(load, num_parallel_calls=2, deterministic=True)
-    for values in steps.prefetch(2).with_options(options).as_numpy_iterator():
-      decoded = (np.strings.decode(np.asarray(value, "S")) if text(value) else value for value in values)
-      yield dict(zip(names, decoded))
-
-  def _read(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """The clips at global positions: epoch position // len, its shuffled order, its own crop and flip."""
-    count = len(self)
-    epochs = positions // count
-    index = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-      chosen = epochs == epoch
-      seed = self.seed if self.split == "train" else 0
-      index[chosen] = permute(positions[chosen] % count, count, seed, int(epoch))
+  def read(self, positions: np.ndarray) -> Batch:
+    """ "video" (n f h w 3) uint8, "label" (n,) int32, "id" and "caption" (n,) of text."""
+    index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
     examples = self._source.__getitems__(index.tolist())
     clips = [self._clip(example["video"], int(position)) for example, position in zip(examples, positions)]
-    return {
-      "video": np.stack(clips),
-      "label": np.array([example["label"] for example in examples], np.int32),
-      "id": np.array([example["id"].decode() for example in examples]),
-      "caption": np.array([example["caption"].decode() for example in examples]),
-    }
+    return {"video": np.stack(clips), **described(examples)}
 
   def _clip(self, tall: np.ndarray, position: int) -> np.ndarray:
     """A stored tall image (f h, w, 3) to a clip (f h w 3), every random choice keyed by the position alone."""
-    clip = tall.reshape(-1, *self.size, 3)
+    frames, *size = self._stored
+    clip, window = tall.reshape(frames, *size, 3), self.size
     if self.split != "train":
-      return clip[: self.frames]
+      top, left = ((there - asked) // 2 for there, asked in zip(size, window))
+      return clip[: self.frames, top : top + window[0], left : left + window[1]]
     rng = np.random.default_rng([self.seed, position])
-    start = rng.integers(clip.shape[0] - self.frames + 1)
-    clip = clip[start : start + self.frames]
+    stride = 1
+    if tuple(self.strides) != (1,):
+      fitting = [each for each in self.strides if (self.frames - 1) * each < frames]
+      stride = int(fitting[rng.integers(len(fitting))])
+    start = rng.integers(frames - (self.frames - 1) * stride)
+    clip = clip[start : start + (self.frames - 1) * stride + 1 : stride]
     clip = clip[:, :, ::-1] if self.flip and rng.random() < 0.5 else clip
-    return np.rot90(clip, rng.integers(4), axes=(1, 2)) if self.turn else clip
+    clip = np.rot90(clip, rng.integers(4), axes=(1, 2)) if self.turn else clip
+    if tuple(clip.shape[1:3]) != tuple(window):
+      top, left = (rng.integers(there - asked + 1) for there, asked in zip(clip.shape[1:3], window))
+      clip = clip[:, top : top + window[0], left : left + window[1]]
+    return clip
+
+  def records(self, index: np.ndarray) -> Batch:
+    """What is stored at `index` (n,) of the split, whole and unchanged, but for frames cut to `size` in their middle:
+    "video" (n f h w 3), and as `read`."""
+    frames, *stored = self._stored
+    top, left = ((there - asked) // 2 for there, asked in zip(stored, self.size))
+    cut = np.s_[:, :, top : top + self.size[0], left : left + self.size[1]]
+    examples = self._source.__getitems__(index.tolist())
+    videos = np.stack([example["video"].reshape(frames, *stored, 3) for example in examples])
+    return {"video": videos[cut], **described(examples)}
 
   def clip(self, path: str) -> np.ndarray:
     """A user's video or picture file as the data set's clips were made: (f h w 3) uint8, at most `frames` frames."""
     from data_pipelines.video import read_clip
 
     return read_clip(path, frames=self.frames, size=tuple(self.size), fps=self.fps())
+
+
+def described(examples: Sequence[dict[str, Any]]) -> Batch:
+  """All of stored examples but their videos."""
+  text = lambda name: np.array([example[name].decode() for example in examples])
+  label = np.array([example["label"] for example in examples], np.int32)
+  return {"label": label, "id": text("id"), "caption": text("caption")}
 
 
 @dataclasses.dataclass

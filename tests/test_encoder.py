@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from short import get_config
 
-from vdt import sample, workdirs
+from vdt import distributed, workdirs
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Mesh
 from vdt.evals.features import network
@@ -28,7 +28,7 @@ def test_a_runs_network_tells_videos_apart(tmp_path, data_dir):
   assert features.shape == (8, 2 * config.model.width) and np.isfinite(features).all()
   assert np.abs(features[0] - features[1]).max() > 1e-3
   with jax.set_mesh(Mesh(data=2, sequence=4).build()):
-    np.testing.assert_allclose(sample.in_chunks(jax.jit(function), (videos,), 8), features, atol=1e-5)
+    np.testing.assert_allclose(distributed.in_chunks(jax.jit(function), (videos,), 8), features, atol=1e-5)
   made.check(config.data)
   config.data.frames -= 1
   with pytest.raises(ValueError, match="was trained on clips of"):

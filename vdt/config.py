@@ -18,9 +18,12 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 class Data(Protocol):
   """Clips by step: a pure function of (seed, step), whatever the number of hosts.
 
-  A batch holds "video" (b f h w c) uint8, "label" (b,) int32 and "id" (b,) of strings, and may hold more. `clip` reads
-  a user's own file as the clips were read. `fingerprint` tells data sets apart, `rule` says how clips are made.
-  `labels` names the classes; `split` may be set by `dataclasses.replace`.
+  A batch holds "video" (b f h w c), uint8 pixels or latents of another type, "label" (b,) int32 and "id" (b,) of
+  strings, and may hold more. `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels, and
+  `clips` the same as pixels, which it is itself where it holds no latents. `shapes` are those of all batches, with their
+  shares of steps (`data_pipelines.reading.Shape`). `clip` reads a user's own file as the clips were read. `fingerprint`
+  tells data sets apart, `rule` says how clips are made. `labels` names the classes; `split` may be set by
+  `dataclasses.replace`. `data_pipelines.reading.Reader` has most of it for what can be read by position.
   """
 
   split: str
@@ -28,7 +31,11 @@ class Data(Protocol):
   size: tuple[int, int]
   batch_size: int
 
+  @property
+  def clips(self) -> Any: ...
+  def made_by(self) -> str: ...
   def prepare(self) -> None: ...
+  def shapes(self) -> list[Any]: ...
   def __len__(self) -> int: ...
   def batch(self, step: int) -> dict[str, np.ndarray]: ...
   def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]: ...
@@ -159,7 +166,8 @@ class Config:
   warmed up as min(ema, (1 + step) / (10 + step)). averages: relative lengths of power-function averages that every
   save stores for good, from which `--ema` makes one of any length, say (0.05, 0.1). micro_batches: the parts in which
   a batch is worked off, one after the other, to need less memory; noise and times stay the batch's. init_from: a
-  workdir whose average weights start this run. spike: a step whose loss or gradient norm is so many times its median
+  workdir whose average weights start this run. autoencoder: where that of the data's latents is, as
+  `vdt.autoencoder.load` takes it; "" of pixels. spike: a step whose loss or gradient norm is so many times its median
   over the last 20 logged steps is recorded with its clips; 0: none is. roll_back: after one, the run goes back to its
   newest regular save and leaves out the steps since. profile: "A:B" traces the steps after A, up to B. hang_after:
   seconds without a finished step after which a process ends itself, to be restarted. topology: the pod slice that the
@@ -184,6 +192,7 @@ class Config:
   save_every: int = 1_000
   keep: int = 3
   init_from: str = ""
+  autoencoder: str = ""
   profile: str = ""
   spike: float = 0.0
   roll_back: bool = False
@@ -239,7 +248,7 @@ class Config:
     self.data.prepare()
     dataclasses.replace(self.data, split="test").prepare()  # the report shows it
     if (there := self.data.batch(0)["video"].shape[-1]) != self.model.channels:
-      raise ValueError(f"model.channels is {self.model.channels}, the data has {there}: latents are not read yet")
+      raise ValueError(f"model.channels is {self.model.channels}, the data has {there}: set it")
     for name, each in self.evals.items():
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
@@ -279,6 +288,8 @@ RESUMABLE = (
   "log_every",
   "save_every",
   "keep",
+  "data.prefetch",
+  "data.readers",
   "profile",
   "spike",
   "roll_back",

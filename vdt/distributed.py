@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from jax.sharding import NamedSharding
 from vdt.attempts import RESTART
 from vdt.sharding import BATCH
 
+CHUNK = 32
+"""Videos made at once, or a few more where the mesh asks for it; no result depends on it."""
 LOST = ("Gloo", "gloo", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
 """What JAX says where another process was lost."""
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -104,7 +107,7 @@ def spread(tree: Any) -> Any:
 
 def gather(x: jax.Array) -> np.ndarray:
   """The whole of an array that may lie over all processes."""
-  return np.asarray(x) if alone() else multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
 
 
 def rows(count: int) -> int:
@@ -112,3 +115,13 @@ def rows(count: int) -> int:
   mesh = jax.sharding.get_mesh()
   parts = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
   return -(-count // parts) * parts
+
+
+def in_chunks(function: Callable[..., jax.Array], inputs: tuple, chunk: int = CHUNK) -> np.ndarray:
+  """`function` of `inputs`, `chunk` rows of them at a time, over the data x fsdp of the mesh; rows are independent."""
+  count, chunk, out = len(jax.tree.leaves(inputs)[0]), rows(chunk), []
+  for begin in range(0, count, chunk):
+    index = np.minimum(np.arange(begin, begin + chunk), count - 1)  # the last one is repeated to fill a chunk
+    part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], inputs)
+    out.append(gather(function(*spread(part))))
+  return np.concatenate(out)[:count]

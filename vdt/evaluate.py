@@ -11,10 +11,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from vdt import distributed
+from vdt import distributed, space
 from vdt.config import Config, to_dict
+from vdt.distributed import in_chunks
 from vdt.evals import Run, Table, card, first, pixels
-from vdt.sample import generate, in_chunks, load
+from vdt.sample import generate, load
+from vdt.space import Space
 from vdt.workdirs import environment
 
 ROUNDING = 1e-12
@@ -24,12 +26,17 @@ FEW = 8
 """Clips that a feature network takes at once: it sees them larger than they are."""
 
 
-def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], seed: int = 0) -> dict[str, Table]:
-  """The table of each eval, by its name in the experiment, from samples of `seed`."""
+def evaluate(
+  config: Config, network: Any, params: Any, evals: dict[str, Any], between: Space, seed: int = 0
+) -> dict[str, Table]:
+  """The table of each eval, by its name in the experiment, from samples of `seed`. between: as `space.of`."""
 
   @functools.cache
   def data(split: str) -> Any:
     return dataclasses.replace(config.data, split=split)
+
+  def clips(split: str) -> Any:
+    return data(split).clips
 
   def sample(
     count: int,
@@ -42,22 +49,23 @@ def evaluate(config: Config, network: Any, params: Any, evals: dict[str, Any], s
 
   @functools.cache
   def sampled(count: int, task: str, split: str, repeats: int, given_frames: int | None) -> np.ndarray:
-    clips = first(data(split), count)
+    rows = first(data(split), count)
     videos = generate(
       config,
       network,
       params,
-      pixels(np.repeat(clips["video"], repeats, axis=0)),
-      np.repeat(clips["label"], repeats),
+      pixels(np.repeat(rows["video"], repeats, axis=0)),
+      np.repeat(rows["label"], repeats),
       task=task,
-      given_frames=given_frames,
+      given_frames=between.frames(given_frames),
       seed=seed,
     )
+    videos = between.to_pixels(videos)
     return videos.reshape(count, repeats, *videos.shape[1:])
 
   losses = lambda *inputs: in_chunks(partial(chunk_losses, network.apply, config.diffusion, params), inputs)
   each_row = lambda function, *inputs: in_chunks(jax.jit(function), inputs, FEW)
-  run = Run(losses, config.model.patch[0], data, sample, each_row)
+  run = Run(losses, config.model.patch[0], clips, sample, each_row, inputs=data)
   return {name: each(run) for name, each in evals.items()}
 
 
@@ -72,7 +80,10 @@ def cards(config: Config, evals: dict[str, Any], seed: int = 0, ema: float | Non
     "average of weights": f"decay {config.ema}" if ema is None else f"relative length {ema}",
   }
   data = lambda split: dataclasses.replace(config.data, split=split)
-  run = Run(lambda *_: None, config.model.patch[0], data, lambda *_: None, how=how)
+  if config.autoencoder:
+    how["latents"] = data("test").rule()["autoencoder"]
+  clips = lambda split: data(split).clips
+  run = Run(lambda *_: None, config.model.patch[0], clips, lambda *_: None, how=how, inputs=data)
   found = {name: each.card(run) if hasattr(each, "card") else card(each, run) for name, each in evals.items()}
   return json.loads(json.dumps(found))
 
@@ -95,7 +106,7 @@ def run(config: Config, workdir: str, step: int | None, ema: float | None, seed:
       pass
   mesh, network, params, step = load(config, workdir, step, ema)
   with jax.set_mesh(mesh):
-    tables = evaluate(config, network, params, config.evals, seed)
+    tables = evaluate(config, network, params, config.evals, space.of(config), seed)
   if not distributed.first():
     return
   made_by = cards(config, config.evals, seed, ema)

@@ -22,7 +22,8 @@ from jax.sharding import NamedSharding
 
 from vdt import checkpoint, distributed, network, roofline, sharding, topology, workdirs
 from vdt.config import Config
-from vdt.sample import CHUNK, make
+from vdt.distributed import CHUNK
+from vdt.sample import make
 from vdt.topology import GIB, Slice
 from vdt.train import make_update
 

@@ -16,20 +16,26 @@ from vdt import distributed, ledger, video, workdirs
 from vdt.config import Config
 from vdt.evals import Table, first, pixels
 from vdt.sample import generate
+from vdt.space import Space
 from vdt.writer import read_rows
 
 SHOWN = 16
 matplotlib.use("Agg")
 
 
-def write_report(config: Config, network: Any, params: Any, tables: dict[str, Table], workdir: str) -> str:
-  """Writes the page and samples/, a folder of WebP for each task; returns the page's path."""
+def write_report(
+  config: Config, network: Any, params: Any, tables: dict[str, Table], workdir: str, between: Space
+) -> str:
+  """Writes the page and samples/, a folder of WebP for each task; returns the page's path. between: as `space.of`."""
   held_out = dataclasses.replace(config.data, split="test")
+  rows = {"real, held out": first(held_out.clips, SHOWN)["video"]}
   clips = first(held_out, SHOWN)
-  real, label = clips["video"], clips["label"]
-  rows = {"real, held out": real}
+  real, label = pixels(clips["video"]), clips["label"]
+  if between.autoencoder:
+    rows["reconstructions"] = video.to_uint8(between.to_pixels(real))
   for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
-    rows[f"samples: {task}"] = video.to_uint8(generate(config, network, params, pixels(real), label, task=task))
+    made = between.to_pixels(generate(config, network, params, real, label, task=task))
+    rows[f"samples: {task}"] = video.to_uint8(made)
   path = epath.Path(workdir) / "report.html"
   if not distributed.first():
     return str(path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,15 +11,13 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from vdt import distributed, sharding, video, workdirs
+from vdt import distributed, sharding, space, video, workdirs
 from vdt.averages import Averages
 from vdt.checkpoint import Checkpointer
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
+from vdt.distributed import in_chunks
 from vdt.evals import first, pixels
-
-CHUNK = 32
-"""Videos made at once, or a few more where the mesh asks for it; no result depends on it."""
 
 
 def load(config: Config, workdir: str, step: int | None = None, ema: float | None = None) -> tuple[Any, Any, Any, int]:
@@ -31,7 +28,7 @@ def load(config: Config, workdir: str, step: int | None = None, ema: float | Non
   """
   workdirs.refuse_another(workdir, config)
   config.check()
-  if pixels_out(config):
+  if not bare(config):
     config.prepare()
   mesh, network = config.layout()
   with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
@@ -43,9 +40,9 @@ def load(config: Config, workdir: str, step: int | None = None, ema: float | Non
       return mesh, network, averages.restore(like, step, ema), step
 
 
-def pixels_out(config: Config) -> bool:
-  """Whether the model makes pixels, and not the latents of an autoencoder."""
-  return config.model.channels == 3
+def bare(config: Config) -> bool:
+  """Whether the model makes latents that nothing here decodes: an imported one, whose autoencoder is not named."""
+  return config.model.channels != 3 and not config.autoencoder
 
 
 def generate(
@@ -60,7 +57,8 @@ def generate(
   given: Float[np.ndarray, "b f h w 1"] | None = None,
   seed: int = 0,
 ) -> Float[np.ndarray, "b f h w c"]:
-  """One video for each row of `clips` (in [-1, 1]), which is kept where the task's plan, or `given`, says so.
+  """One video for each row of `clips`, which is kept where the task's plan, or `given`, says so. Pixels are in [-1, 1];
+  of a model of latents, both are latents (`vdt.space`).
 
   label: class of each; a negative one means none. Sample i is a function of (seed, i) alone. ValueError for a mask of
   another shape than the video's, and as `vdt.diffusion.given.plan`.
@@ -79,17 +77,7 @@ def generate(
   cond = {"given": given, "label": np.maximum(label, 0), "null": label < 0}
   inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), cond)
   made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, params), inputs)
-  return np.clip(made, -1.0, 1.0) if pixels_out(config) else made
-
-
-def in_chunks(function: Callable[..., jax.Array], inputs: tuple, chunk: int = CHUNK) -> np.ndarray:
-  """`function` of `inputs`, `chunk` rows of them at a time, over the data x fsdp of the mesh; rows are independent."""
-  count, chunk, out = len(jax.tree.leaves(inputs)[0]), distributed.rows(chunk), []
-  for begin in range(0, count, chunk):
-    rows = np.minimum(np.arange(begin, begin + chunk), count - 1)  # the last one is repeated to fill a chunk
-    part = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
-    out.append(distributed.gather(function(*distributed.spread(part))))
-  return np.concatenate(out)[:count]
+  return np.clip(made, -1.0, 1.0) if config.model.channels == 3 else made
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -116,7 +104,8 @@ def run(
 ) -> None:
   """`vdt sample`: writes each video as MP4 and WebP, and all of them as a contact sheet, and prints the folder.
 
-  Of a model that makes latents it writes latents.npy (b f h w c); its label is a number (`latent_label`).
+  Of a model that makes latents, and names no autoencoder, it writes latents.npy (b f h w c); its label is a number
+  (`latent_label`).
 
   given: a file with frames for those that the task leaves to the user (see `place`); without it held-out clips give
   them. ValueError for given frames of another size or number than the model's, an unknown label, or as `generate`.
@@ -127,10 +116,11 @@ def run(
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
   mesh, network, params, step = load(config, workdir, step, ema)
-  if not pixels_out(config):
+  if bare(config):
     if task not in (None, "generation") or given or given_frames:
       raise ValueError(
-        f"this model makes latents (model.channels is {config.model.channels}): leave out --task and what is given"
+        f"this model makes latents (model.channels is {config.model.channels}) of no config.autoencoder: leave out "
+        f"--task and what is given"
       )
     shape = (count, config.data.frames, *config.data.size, config.model.channels)
     labels = np.full(count, latent_label(label, config.model.classes))
@@ -140,9 +130,9 @@ def run(
       np.save(folder / "latents.npy", made)
       print(f"latents of {count} videos of step {step}, seed {seed}, for their decoder: {folder / 'latents.npy'}")
     return
-  held_out = dataclasses.replace(config.data, split="test")
-  clips = first(held_out, count)
-  videos, labels = clips["video"], clips["label"]
+  between, data = space.of(config), dataclasses.replace(config.data, split="test")
+  held_out, clips = data.clips, first(data, count)
+  seen, labels = pixels(clips["video"]), clips["label"]
   if label is not None:
     if not config.model.classes:
       raise ValueError(f"--label {label}: this model was trained without labels (model.classes is 0), leave it out")
@@ -154,18 +144,23 @@ def run(
   if given:
     frames = video.read_frames(given) if given.endswith(".npy") else held_out.clip(given)
     videos, mask = place(frames, config, task, given_frames, count, seed)
+    with jax.set_mesh(mesh):
+      seen, mask = between.to_model(pixels(videos)), between.mask(mask)
+    if not mask.any():
+      raise ValueError("what is given is whole in no latent: give more with --given_frames, or another --task")
   with jax.set_mesh(mesh):
     made = generate(
       config,
       network,
       params,
-      pixels(videos),
+      seen,
       labels,
       task=task,
-      given_frames=given_frames,
+      given_frames=between.frames(given_frames),
       given=mask,
       seed=seed,
     )
+    made = between.to_pixels(made)
   if not distributed.first():
     return
   made = video.to_uint8(made)
@@ -195,13 +190,14 @@ def place(
 
   Frames for a whole clip stay at their own times; fewer of them fill the given frames in order.
   """
-  shape = (config.data.frames, *config.data.size)
+  shape = (config.data.clips.frames, *config.data.clips.size)
+  patch_frames = config.model.patch[0] if config.data.clips is config.data else 1
   if frames.shape[1:3] != shape[1:]:
     raise ValueError(f"given frames are {frames.shape[1:3]}, the model makes {shape[1:]}: resize them")
   if given_frames is None:
     given_frames = min(len(frames), shape[0] // 2)
   k_mask, _ = jax.random.split(jax.random.key(seed))
-  mask = np.asarray(given_plans.plan(task, k_mask, (1, *shape), config.model.patch[0], given_frames))
+  mask = np.asarray(given_plans.plan(task, k_mask, (1, *shape), patch_frames, given_frames))
   where = np.flatnonzero(mask.max(axis=(0, 2, 3, 4)))
   if not len(where):
     raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from vdt import averages, checkpoint, distributed, sharding, workdirs, writer
+from vdt import averages, checkpoint, distributed, sharding, space, workdirs, writer
 from vdt.attempts import INTERRUPTED, RESTART, Signals
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
@@ -37,6 +37,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   with Stop() as stop:
     mesh, network = config.build()
     agree(config)
+    between = space.of(config)
     optimizer = config.optimizer.build()
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     new_state = partial(checkpoint.new_state, network, optimizer, len(config.averages), init_key)
@@ -53,14 +54,15 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       state = checkpoints.restore_or(begin, like)
       update = make_update(config, network, optimizer, train_key)
       update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
-      flops = 3 * config.data.batch_size * config.model.flops(config.data.frames, config.data.size)
+      steps = config.data.shapes()
+      flops = 3 * sum(each.share * each.batch_size * config.model.flops(each.frames, each.size) for each in steps)
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
         watchdog.step()
         with stop.wait():
           while int(state.step) < config.steps:
             leapt = None
             try:
-              state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir)
+              state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir, between)
             except Spike as spike:
               leapt = spike.step
             if leapt:  # not while the exception holds the state that leapt
@@ -68,14 +70,14 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
               with watchdog.patient():
                 state = go_back(leapt, config.save_every, checkpoints, begin, like, log)
         with watchdog.patient(), log.spending("eval"):
-          tables = evaluate(config, network, state.ema, config.evals)
+          tables = evaluate(config, network, state.ema, config.evals, between)
         if distributed.first():
           workdirs.rewrite(epath.Path(workdir) / CARDS, json.dumps(cards(config, config.evals), indent=2))
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
         log.mark(config.steps)  # the page shows it
         with watchdog.patient(), log.spending("eval"):
-          page = write_report(config, network, state.ema, tables, workdir)
+          page = write_report(config, network, state.ema, tables, workdir, between)
       if distributed.first():
         print(page)
   return state
@@ -114,7 +116,7 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
   def update(state: State, batch: dict) -> tuple[State, dict]:
     step_key = jax.random.fold_in(train_key, state.step)  # resuming needs no saved RNG
     k_task, k_drop, k_loss = jax.random.split(step_key, 3)
-    x0 = batch["video"].astype(jnp.float32) / 127.5 - 1.0
+    x0 = space.seen(batch["video"])
     given, _ = config.tasks.draw(k_task, x0.shape[:4], config.model.patch[0])
     null = guidance.drop(k_drop, x0.shape[0], config.cond_drop)
     cond = {"given": given, "label": batch["label"], "null": null}
@@ -154,6 +156,7 @@ def loop(
   stop: "Stop",
   watchdog: Watchdog,
   workdir: str,
+  between: space.Space,
 ) -> State:
   """From `state` to `config.steps`: read, update, save, evaluate; see `train` for how it ends early."""
 
@@ -165,7 +168,7 @@ def loop(
     if due and 0 < step < config.steps:
       try:
         with stop.at_once(), watchdog.patient(), log.spending("eval"):
-          log.write({"step": step, **flat(evaluate(config, network, state.ema, due))})
+          log.write({"step": step, **flat(evaluate(config, network, state.ema, due, between))})
       except SystemExit:
         farewell(step, stop.signal)
         raise

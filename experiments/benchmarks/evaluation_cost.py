@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 from data_pipelines.clips import Clips
+from vdt.distributed import in_chunks
 from vdt.evals import Run, controls, features, real_videos, statistics
-from vdt.sample import in_chunks
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_cost.json"
 CHUNK, SIZE, GOAL = 4, 2048, 0.05

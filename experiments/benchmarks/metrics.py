@@ -22,12 +22,12 @@ import jax
 import numpy as np
 
 from data_pipelines.clips import Clips, SimulatedClips
+from vdt.distributed import in_chunks
 from vdt.evals import Run, controls, features, real_videos, statistics
 from vdt.evals.fvd import FVD
 from vdt.evals.fvmd import FVMD
 from vdt.evals.motion import Motion
 from vdt.evals.physics import Physics
-from vdt.sample import in_chunks
 
 RESULTS = Path(__file__).parent / "results" / "metrics.json"
 MORE = {

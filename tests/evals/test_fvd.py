@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from vdt import sample
+from vdt import distributed
 from vdt.config import Mesh
 from vdt.evals import Run, i3d, pretrained, vgg
 from vdt.evals.features import I3D, Network, RandomConvolutions, extract, network, resized
@@ -109,7 +109,7 @@ def test_features_do_not_depend_on_the_number_of_devices(made_by):
   function = jax.jit(made_by().function())
   alone = np.concatenate([function(video[None]) for video in videos])
   with jax.set_mesh(Mesh(data=4, fsdp=2).build()):
-    np.testing.assert_allclose(sample.in_chunks(function, (videos,), 8), alone, atol=1e-5)
+    np.testing.assert_allclose(distributed.in_chunks(function, (videos,), 8), alone, atol=1e-5)
 
 
 @weights

@@ -17,11 +17,12 @@ class Run(NamedTuple):
 
   losses: `losses(x0, noise, t, cond)` to each video's loss (b,), x0 and noise (b f h w c), t (b,).
   patch_frames: the frames of a temporal patch.
-  data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`.
+  data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`, of pixels.
   sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None)` to float32 videos in [-1, 1],
     `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
   map: `map(function, *inputs)` to `function` of the inputs' rows, which are independent, over all devices.
   how: what samples depend on beside the model and the clips, for cards.
+  inputs: as `data`, of what the model sees, which may be latents.
   """
 
   losses: Callable[..., np.ndarray]
@@ -30,6 +31,7 @@ class Run(NamedTuple):
   sample: Callable[..., np.ndarray]
   map: Callable[..., np.ndarray] = lambda function, *inputs: np.asarray(jax.jit(function)(*inputs))
   how: dict[str, Any] = {}
+  inputs: Callable[[str], Any] | None = None
 
 
 class Eval(Protocol):
@@ -68,8 +70,8 @@ def card(made: Any, run: Run) -> dict[str, Any]:
 
 
 def pixels(video: np.ndarray) -> Float[np.ndarray, "..."]:
-  """uint8 video to float32 in [-1, 1]."""
-  return video.astype(np.float32) / 127.5 - 1.0
+  """uint8 video to float32 in [-1, 1]; latents stay what they are."""
+  return video.astype(np.float32) / 127.5 - 1.0 if video.dtype == np.uint8 else video.astype(np.float32)
 
 
 def first(data: Any, count: int) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ class ValLoss:
     return self.count
 
   def __call__(self, run: Run) -> Table:
-    data = run.data(self.split)
+    data = (run.inputs or run.data)(self.split)
     x0, label = real_videos(data, self.count), first(data, self.count)["label"]
     k_noise, k_mask = jax.random.split(jax.random.key(0))
     noise = np.asarray(jax.random.normal(k_noise, x0.shape))

@@ -1,0 +1,170 @@
+"""Clips that an autoencoder has encoded once: memory-mapped, and read as fast as they can be copied."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from data_pipelines.reading import Batch, Reader, shuffled
+
+INFO = "latents.json"
+"""Written when all shards are there: without it the data set is not whole."""
+
+
+@dataclasses.dataclass
+class Latents(Reader):
+  """Latents of `frames` frames of `size` (height, width), of the clips of `source`, in `data_dir`/`name`.
+
+  `vdt encode` makes them: for each split, shards SPLIT-NNNNN.npy of bfloat16 (as uint16) of shape (n, views, f, h, w,
+  c), labels, ids and captions beside them, and latents.json, which says what they were made by. Record i is clip i of
+  the source: with one seed both are read in one order.
+
+  flip: both the clip and its mirror image are encoded, and one of these views is drawn for each position in training.
+  source: the clips, as they are stored: longer ones are encoded whole. Where no latent depends on other frames than its
+  own, `frames` may be fewer than are stored, from a start that is drawn; else they are the first.
+  """
+
+  name: str
+  frames: int
+  size: tuple[int, int]
+  batch_size: int
+  source: Any
+  data_dir: str = "data"
+  split: str = "train"
+  seed: int = 0
+  flip: bool = False
+  prefetch: int = 2
+  readers: int = 2
+
+  @property
+  def directory(self) -> str:
+    return os.path.join(self.data_dir, self.name)
+
+  @property
+  def views(self) -> int:
+    return 2 if self.flip else 1
+
+  @functools.cached_property
+  def clips(self) -> Any:
+    return dataclasses.replace(self.source, split=self.split, seed=self.seed, batch_size=self.batch_size)
+
+  def wanted(self) -> dict[str, Any]:
+    """What the experiment asks for, as latents.json has it, but for the autoencoder."""
+    return {"source": dataclasses.replace(self.source, split="train").fingerprint(), "views": self.views}
+
+  @functools.cached_property
+  def info(self) -> dict[str, Any]:
+    """latents.json. FileNotFoundError if it is not there, ValueError if it is damaged."""
+    path = os.path.join(self.directory, INFO)
+    try:
+      with open(path) as file:
+        found = json.load(file)
+      return {name: found[name] for name in ("autoencoder", "source", "views", "shape", "apart", "counts", "shard")}
+    except FileNotFoundError:
+      raise FileNotFoundError(
+        f"no latents at {self.directory}: make them with `vdt encode` and the experiment's --config"
+      ) from None
+    except (ValueError, LookupError, TypeError) as error:
+      raise ValueError(f"{path} is damaged ({error}): remove {self.directory} and encode again") from error
+
+  def prepare(self) -> None:
+    """FileNotFoundError or ValueError if the latents are not there, or not whole, or others than are asked for."""
+    self.clips.prepare()
+    info = self.info
+    for name, value in self.wanted().items():
+      if info[name] != value:
+        raise ValueError(
+          f"the latents in {self.directory} are stale: {name} is {info[name]!r} there, and {value!r} now; encode anew "
+          f"under another data.name"
+        )
+    if self.split not in info["counts"]:
+      raise ValueError(f"{self.directory} has no split {self.split!r}: choose from {', '.join(info['counts'])}")
+    frames, *size, _ = info["shape"]
+    if self.frames > frames or tuple(self.size) != tuple(size):
+      asked = (self.frames, *self.size)
+      raise ValueError(
+        f"{self.directory} holds latents of (frames, height, width) {(frames, *size)}, data asks for {asked}"
+      )
+    _ = self._shards  # all are there
+
+  def __len__(self) -> int:
+    return self.info["counts"][self.split]
+
+  @functools.cached_property
+  def _shards(self) -> list[np.ndarray]:
+    """Memory maps of all shards of the split. ValueError for one that is not whole."""
+    count, per = len(self), self.info["shard"]
+    found = []
+    for number in range(-(-count // per)):
+      path = os.path.join(self.directory, shard_name(self.split, number))
+      shape = (min(per, count - number * per), self.info["views"], *self.info["shape"])
+      try:
+        shard = np.load(path, mmap_mode="r")
+        if shard.shape != shape or shard.dtype != np.uint16:
+          raise ValueError(f"{shard.dtype} {shard.shape}, not uint16 {shape}")
+      except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not whole ({error}): run vdt encode again") from error
+      found.append(shard)
+    return found
+
+  @functools.cached_property
+  def _rows(self) -> Batch:
+    """Labels, ids and captions of all records; text as UTF-8."""
+    found = []
+    for number in range(len(self._shards)):
+      with np.load(os.path.join(self.directory, rows_name(self.split, number))) as file:
+        found.append({name: file[name] for name in ("label", "id", "caption")})
+    return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
+
+  def read(self, positions: np.ndarray) -> Batch:
+    """ "video" (n f h w c) bfloat16, standardised latents; "label", "id" and "caption" as those of clips."""
+    index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
+    stored, per = self.info["shape"][0], self.info["shard"]
+    latents = np.empty((len(index), self.frames, *self.info["shape"][1:]), np.uint16)
+    views, starts = np.zeros(len(index), int), np.zeros(len(index), int)
+    if self.split == "train" and (self.flip or (self.info["apart"] and stored > self.frames)):
+      for row, position in enumerate(positions):
+        rng = np.random.default_rng([self.seed, int(position)])
+        views[row] = rng.integers(self.views)
+        starts[row] = rng.integers(stored - self.frames + 1) if self.info["apart"] else 0
+    for row, (record, view, start) in enumerate(zip(index.tolist(), views.tolist(), starts.tolist())):
+      latents[row] = self._shards[record // per][record % per, view, start : start + self.frames]
+    rows = {name: values[index] for name, values in self._rows.items()}
+    text = {name: np.strings.decode(rows[name]) for name in ("id", "caption")}
+    return {"video": latents.view(ml_dtypes.bfloat16), **rows, **text}
+
+  def made_by(self) -> str:
+    return self.info["autoencoder"]
+
+  def labels(self) -> list[str]:
+    return self.clips.labels()
+
+  def fps(self) -> float:
+    return self.clips.fps()
+
+  def clip(self, path: str) -> np.ndarray:
+    """A user's own file as pixels: see `Clips.clip`."""
+    return self.clips.clip(path)
+
+  def rule(self) -> dict[str, Any]:
+    return {"autoencoder": self.info["autoencoder"], "source": self.clips.rule()}
+
+  def fingerprint(self) -> str:
+    """A hash of what latents.json says and of the first records of `split`."""
+    digest = hashlib.sha256(json.dumps(self.info, sort_keys=True).encode())
+    for value in self.batch(0).values():
+      digest.update(repr(value.tolist()).encode() if value.dtype.kind == "U" else value.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def shard_name(split: str, number: int) -> str:
+  return f"{split}-{number:05d}.npy"
+
+
+def rows_name(split: str, number: int) -> str:
+  return f"{split}-{number:05d}.rows.npz"

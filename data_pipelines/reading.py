@@ -1,0 +1,109 @@
+"""Records by position: the global batch of a step is a pure function of (seed, step), read ahead by tf.data.
+
+Reading has no state but the step: nothing is saved, and a run goes on exactly on any number of hosts.
+"""
+
+import abc
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.shuffle import permute
+
+Batch = dict[str, np.ndarray]
+
+
+class Shape(NamedTuple):
+  """What some steps have: their share of all, and the batch_size, frames and (height, width) of their batches."""
+
+  share: float
+  batch_size: int
+  frames: int
+  size: tuple[int, int]
+
+
+class Reader(abc.ABC):
+  """What turns positions into records gets batches from this. A data set of your own derives from it, defines `read`,
+  and has what `vdt.config.Data` lists beside.
+
+  Every random choice must be keyed by (seed, position), never by the host, the step or a generator that lives on.
+  prefetch: batches that are read before they are asked for; readers: so many are read at once.
+  """
+
+  batch_size: int
+  frames: int
+  size: tuple[int, int]
+  prefetch: int = 2
+  readers: int = 2
+
+  @abc.abstractmethod
+  def read(self, positions: np.ndarray) -> Batch:
+    """Records (n, ...) at global positions (n,) int64, of a stream without end."""
+
+  def shapes(self) -> list[Shape]:
+    """Of all batches."""
+    return [Shape(1.0, self.batch_size, self.frames, tuple(self.size))]
+
+  @property
+  def clips(self) -> "Reader":
+    """The same records, in the same order, as pixels."""
+    return self
+
+  def made_by(self) -> str:
+    """The fingerprint of the autoencoder whose latents these are; "" of pixels."""
+    return ""
+
+  def batch(self, step: int) -> Batch:
+    """The global batch of a step."""
+    return self.read(step * self.batch_size + np.arange(self.batch_size))
+
+  def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
+    """This host's part of the batches from step `start` on, for ever. ValueError if hosts do not divide a batch."""
+    local = share(self.batch_size, hosts)
+    own = lambda step: self.read(step * self.batch_size + host * local + np.arange(local))
+    return ahead(own, start, self.prefetch, self.readers)
+
+
+def share(batch_size: int, hosts: int) -> int:
+  """The rows of a batch that a host reads. ValueError if hosts do not divide it."""
+  if batch_size % hosts:
+    raise ValueError(f"data.batch_size {batch_size} is not a multiple of the {hosts} hosts")
+  return batch_size // hosts
+
+
+def ahead(read: Callable[[int], Batch], start: int, prefetch: int, readers: int) -> Iterator[Batch]:
+  """`read(start)`, `read(start + 1)`, ... in this order, by tf.data's threads: `readers` at once, `prefetch` ahead.
+
+  Each is the bytes that `read` returns, in new memory.
+  """
+  import tensorflow as tf
+
+  example = read(start)
+  names = list(example)
+  text = lambda value: value.dtype.kind in "UO"
+  types = [tf.string if text(value) else tf.as_dtype(value.dtype) for value in example.values()]
+
+  def arrays(step: np.ndarray) -> list[np.ndarray]:
+    batch = read(int(step))
+    return [np.strings.encode(value) if text(value) else value for value in (batch[name] for name in names)]
+
+  load = lambda step: tf.numpy_function(arrays, [step], types, stateful=False)
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = readers
+  steps = tf.data.Dataset.range(start, 2**40).map(load, num_parallel_calls=readers, deterministic=True)
+  for values in steps.prefetch(prefetch).with_options(options).as_numpy_iterator():
+    decoded = (np.strings.decode(np.asarray(value, "S")) if value.dtype.kind == "O" else value for value in values)
+    yield dict(zip(names, decoded))
+
+
+def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """The record at each position of a stream that goes through `count` records again and again, each time anew shuffled.
+
+  The last batch of one epoch runs into the next.
+  """
+  epochs, index = positions // count, np.empty_like(positions)
+  for epoch in np.unique(epochs):
+    chosen = epochs == epoch
+    index[chosen] = permute(positions[chosen] % count, count, seed, int(epoch))
+  return index

@@ -1,0 +1,93 @@
+"""What a model sees, and what people see of it: pixels for both, or an autoencoder's latents and pixels."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from vdt import autoencoder
+from vdt.config import Config
+from vdt.distributed import in_chunks
+
+FEW = 8
+"""Clips that go through an autoencoder at once."""
+
+
+class Space(NamedTuple):
+  """The way between the two; `autoencoder` is None of a model of pixels, to which both are the same."""
+
+  autoencoder: autoencoder.Autoencoder | None = None
+
+  def to_model(self, videos: Float[np.ndarray, "b f h w 3"]) -> Float[np.ndarray, "b g i j c"]:
+    """Pixels in [-1, 1] as the model sees them. ValueError for a number of frames that has no latents."""
+    if self.autoencoder is None:
+      return videos
+    return in_chunks(partial(self.autoencoder.encode, self.autoencoder.params), (videos,), FEW)
+
+  def to_pixels(self, made: Float[np.ndarray, "b g i j c"]) -> Float[np.ndarray, "b f h w 3"]:
+    """What the model made, in [-1, 1]."""
+    if self.autoencoder is None:
+      return made
+    return np.clip(in_chunks(partial(self.autoencoder.decode, self.autoencoder.params), (made,), FEW), -1.0, 1.0)
+
+  def frames(self, count: int | None) -> int | None:
+    """Of the first `count` frames, how many of the model's are given by them alone."""
+    if self.autoencoder is None or not count:
+      return count
+    return 1 + (count - 1) // self.autoencoder.factor[0]
+
+  def mask(self, given: Float[np.ndarray, "b f h w 1"]) -> Float[np.ndarray, "b g i j 1"]:
+    """A mask of pixels as the model's: a latent is given where all pixels are that it stands for.
+
+    Where one stands for several frames, the first of a clip has one for itself.
+    """
+    if self.autoencoder is None:
+      return given
+    time, rows, columns = self.autoencoder.factor
+    b, f, h, w, _ = given.shape
+    square = given.reshape(b, f, h // rows, rows, w // columns, columns).min((3, 5))
+    alone = 1 if time > 1 else 0
+    rest = square[:, alone:].reshape(b, -1, time, *square.shape[2:]).min(2)
+    return np.concatenate([square[:, :alone], rest], 1)[..., None]
+
+
+def of(config: Config) -> Space:
+  """The space of an experiment, whose data are ready. ValueError where its latents are not of its autoencoder, or of
+  other clips."""
+  made_by = config.data.made_by()
+  if not config.autoencoder:
+    if made_by:
+      raise ValueError("data are latents: name the autoencoder that made them in config.autoencoder")
+    return Space()
+  if not made_by:
+    raise ValueError(
+      f"config.autoencoder is {config.autoencoder!r}, but data are pixels: leave it out, or take Latents"
+    )
+  found = autoencoder.load(config.autoencoder)
+  check(config.data, found)
+  if made_by != found.fingerprint():
+    raise ValueError(
+      f"the latents are stale: they were made by autoencoder {made_by}, {config.autoencoder} is {found.fingerprint()}; "
+      f"encode anew under another data.name"
+    )
+  return Space(found)
+
+
+def check(data: Any, made_by: autoencoder.Autoencoder) -> None:
+  """ValueError where latents of this shape cannot be those of the source's clips."""
+  clips = data.clips
+  frames = made_by.frames(clips.frames)
+  wanted = (frames, clips.size[0] // made_by.factor[1], clips.size[1] // made_by.factor[2])
+  if (data.frames, *data.size) != wanted:
+    raise ValueError(
+      f"clips of {clips.frames} frames of {tuple(clips.size)} have latents of (frames, height, width) {wanted}, data "
+      f"asks for {(data.frames, *data.size)}: set data.frames and data.size"
+    )
+
+
+def seen(video: jax.Array) -> jax.Array:
+  """A batch's video as the model sees it: bytes as [-1, 1], latents as they are."""
+  return video.astype(jnp.float32) / 127.5 - 1.0 if video.dtype == jnp.uint8 else video.astype(jnp.float32)
