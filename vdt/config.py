@@ -213,7 +213,7 @@ class Config:
         f"model.variance is {not self.diffusion.variance}, diffusion.variance {self.diffusion.variance}: set both, or "
         f"neither"
       )
-    self.diffusion.grid(self.sampler.steps)
+    self.sampler.check(self.diffusion)
     if not getattr(self.model, "given", True) and self.tasks.completion:
       raise ValueError("tasks.completion with model.given False: nothing would tell the network where the hole is")
     if self.data.batch_size < 1:

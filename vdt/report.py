@@ -29,7 +29,7 @@ def write_report(config: Config, network: Any, params: Any, tables: dict[str, Ta
   real, label = clips["video"], clips["label"]
   rows = {"real, held out": real}
   for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
-    rows[f"samples: {task}"] = video.to_uint8(generate(config, network, params, pixels(real), label, task=task))
+    rows[config.sampler.title(task)] = video.to_uint8(generate(config, network, params, pixels(real), label, task=task))
   path = epath.Path(workdir) / "report.html"
   if not distributed.first():
     return str(path)
