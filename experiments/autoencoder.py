@@ -36,6 +36,7 @@ def get_config(variant: str = "full") -> Config:
       config.data = SimulatedClips(name="mixed64x17", frames=17, size=(64, 64), batch_size=4, flip=True, turn=True)
       if variant == "real":
         config.data = Clips(name="real_ae", frames=17, size=(64, 64), batch_size=4, flip=True, turn=True)
+        config.evals["fidelity"].count = 30  # all that experiments/real_clips_test.txt leaves
       config.model = VideoAutoencoder(latents=48, dtype="float32")
       config.diffusion = Reconstruction(error="l2", kl=1e-6, motion=1.0, still=0.1)
       config.steps, config.log_every, config.save_every = 4_000, 50, 500

@@ -22,6 +22,7 @@ from vdt.models import layout
 from vdt.models.layers import Dense, zeros
 
 Video = Float[Array, "b f h w c"]
+Out = Float[Array, "b g i j o"]
 TAPS = 3
 """Frames, rows and columns that a convolution sees: of frames those up to its own."""
 REMAT: dict[str, Callable] = {"none": lambda body: body, "full": jax.checkpoint}
@@ -40,9 +41,9 @@ class Past:
   def first(self) -> bool:
     return self.old is None
 
-  def extend(self, x: Video, count: int) -> Video:
+  def extend(self, x: Video, count: int) -> Out:
     """`x` with the `count` frames before it."""
-    before = jnp.zeros_like(x[:, :1]).repeat(count, axis=1) if self.old is None else next(self.old)
+    before = jnp.zeros((len(x), count, *x.shape[2:]), x.dtype) if self.old is None else next(self.old)
     whole = jnp.concatenate([before, x], axis=1)
     self.new.append(whole[:, -count:])
     return whole
@@ -92,7 +93,9 @@ class VideoAutoencoder:
   @property
   def reach(self) -> int:
     """Latents on each side, along height and width, that the encoder or the decoder looks at."""
-    return sum(-(-count * (TAPS // 2) // 2 ** (len(self.blocks) - 1 - level)) for level, count in enumerate(self.blocks))
+    return sum(
+      -(-count * (TAPS // 2) // 2 ** (len(self.blocks) - 1 - level)) for level, count in enumerate(self.blocks)
+    )
 
   def shape(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(f, h, w, c) of a video's latents. ValueError where the video does not divide."""
@@ -170,7 +173,7 @@ class Spatial(nnx.Module):
     self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (TAPS**2 * width, width)))
     self.bias = nnx.Param(jnp.zeros(width))
 
-  def __call__(self, x: Video) -> Video:
+  def __call__(self, x: Video) -> Out:
     kernel = rearrange(self.kernel[...].astype(self.dtype), "(i j c) o -> i j c o", i=TAPS, j=TAPS)
     frames = rearrange(x, "b f h w c -> (b f) h w c")
     order = ("NHWC", "HWIO", "NHWC")
@@ -185,7 +188,7 @@ class Temporal(nnx.Module):
   def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.dense = Dense(TAPS * width, width, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
-  def __call__(self, x: Video, past: Past) -> Video:
+  def __call__(self, x: Video, past: Past) -> Out:
     seen = past.extend(x, TAPS - 1)
     return self.dense(jnp.concatenate([seen[:, tap : tap + x.shape[1]] for tap in range(TAPS)], -1))
 
@@ -199,7 +202,7 @@ class Block(nnx.Module):
     self.between = nnx.RMSNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
     self.temporal = Temporal(width, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x: Video, past: Past) -> Video:
+  def __call__(self, x: Video, past: Past) -> Out:
     hidden = self.spatial(nnx.silu(self.before(x)))
     return layout.constrain(x + self.temporal(nnx.silu(self.between(hidden)), past), P(layout.BATCH))
 
@@ -211,7 +214,7 @@ class Level(nnx.Module):
     self.blocks = nnx.List([Block(width, dtype=dtype, rngs=rngs) for _ in range(count)])
     self.remat = remat
 
-  def __call__(self, x: Video, past: Past) -> Video:
+  def __call__(self, x: Video, past: Past) -> Out:
     for block in self.blocks:
       graphdef, params = nnx.split(block)
 
@@ -237,7 +240,7 @@ class Encoder(nnx.Module):
     self.levels = nnx.List([Level(n, width, config.remat, **options) for n, width in zip(config.blocks, config.widths)])
     self.out = Dense(config.widths[-1], 2 * config.latents, **options)
 
-  def __call__(self, x: Video, past: Past) -> Video:
+  def __call__(self, x: Video, past: Past) -> Out:
     p, q, r = self.config.cell
     if past.first:
       x = jnp.concatenate([repeat(x[:, :1], "b 1 h w c -> b p h w c", p=p - 1), x], 1)
@@ -260,7 +263,7 @@ class Decoder(nnx.Module):
     self.levels = nnx.List([Level(n, width, config.remat, **options) for n, width in zip(config.blocks[::-1], widths)])
     self.up = nnx.List([Dense(width, count, **options) for width, count in zip(widths, outputs)])
 
-  def __call__(self, z: Video, past: Past) -> Video:
+  def __call__(self, z: Video, past: Past) -> Out:
     x = self.embed(z.astype(self.config.dtype))
     for number, (level, up) in enumerate(zip(self.levels, self.up)):
       x = rearrange(x, "b f h w (q r c) -> b f (h q) (w r) c", q=2, r=2) if number else x
@@ -274,7 +277,7 @@ class Network(nnx.Module):
   def __init__(self, config: VideoAutoencoder, rngs: nnx.Rngs):
     self.encoder, self.decoder = Encoder(config, rngs), Decoder(config, rngs)
 
-  def __call__(self, x: Video, keys: Array | None) -> tuple[Video, Video, Video]:
+  def __call__(self, x: Video, keys: Array | None) -> tuple[Out, Array, Array]:
     mean, logvar = jnp.split(self.encoder(x, Past()), 2, axis=-1)
     logvar = jnp.clip(logvar, -30.0, 20.0)
     z = mean
