@@ -58,6 +58,7 @@ CONFIGS = [
   small("occlusion"),
   small("sprites"),
   *(SimulatedConfig(name=f"{scene}64", scene=scene) for scene in SCENES),
+  SimulatedConfig(name="mixed64x17", scene="mixed", frames=17),  # 1 + 4 k, for an autoencoder
 ]
 
 

@@ -134,8 +134,8 @@ class AdamW:
 
 @dataclasses.dataclass
 class Muon(AdamW):
-  """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the matrices of `pattern`, AdamW for all else,
-  both with Nesterov momentum.
+  """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the matrices of `pattern`, or of an autoencoder's two
+  halves, AdamW for all else, both with Nesterov momentum.
 
   A matrix is moved by its momentum with all singular values made one. `scale` is the root mean square of that step
   over `lr` (Equation 4 of arXiv:2502.16982; 0.2 is AdamW's), so the `lr` of an AdamW run is where to start.
@@ -146,7 +146,7 @@ class Muon(AdamW):
   def rule(self) -> optax.GradientTransformation:
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)  # a leading axis is depth
     names = lambda path: [str(getattr(key, "key", key)) for key in path]
-    inside = lambda path: names(path)[0] == "pattern" and names(path)[-1] == "kernel"
+    inside = lambda path: names(path)[0] in ("pattern", "encoder", "decoder") and names(path)[-1] == "kernel"
     return optax.contrib.muon(
       1.0,
       adam_b1=self.b1,
@@ -222,7 +222,7 @@ class Config:
         f"model.variance is {not self.diffusion.variance}, diffusion.variance {self.diffusion.variance}: set both, or "
         f"neither"
       )
-    self.diffusion.grid(self.sampler.steps)
+    self.sampler.check(self.diffusion)
     if not getattr(self.model, "given", True) and self.tasks.completion:
       raise ValueError("tasks.completion with model.given False: nothing would tell the network where the hole is")
     if self.data.batch_size < 1:

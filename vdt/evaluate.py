@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from vdt import distributed, space
-from vdt.config import Config, to_dict
+from vdt.config import Config
 from vdt.distributed import in_chunks
 from vdt.evals import Run, Table, card, first, pixels
 from vdt.sample import generate, load
@@ -65,17 +65,21 @@ def evaluate(
 
   losses = lambda *inputs: in_chunks(partial(chunk_losses, network.apply, config.diffusion, params), inputs)
   each_row = lambda function, *inputs: in_chunks(jax.jit(function), inputs, FEW)
-  run = Run(losses, config.model.patch[0], clips, sample, each_row, inputs=data)
+
+  def reconstruct(videos: np.ndarray) -> np.ndarray:
+    if between.autoencoder:
+      return between.to_pixels(between.to_model(videos))
+    return generate(config, network, params, videos, np.full(len(videos), -1), seed=seed)
+
+  inputs = data if between.autoencoder else None
+  run = Run(losses, config.model.patch[0], clips, sample, each_row, reconstruct=reconstruct, inputs=inputs)
   return {name: each(run) for name, each in evals.items()}
 
 
 def cards(config: Config, evals: dict[str, Any], seed: int = 0, ema: float | None = None) -> dict[str, dict[str, Any]]:
   """The card of each eval: all that its figures depend on beside the weights."""
-  sampler = to_dict(config.sampler)
   how = {
-    "sampler": f"{sampler.pop('method')}, {sampler.pop('steps')} steps",
-    "guidance scale": sampler.pop("guidance_scale"),
-    "sampler, the rest": {name: value for name, value in sampler.items() if name != "_"},
+    **config.sampler.card(),
     "seed of samples": seed,
     "average of weights": f"decay {config.ema}" if ema is None else f"relative length {ema}",
   }

@@ -35,7 +35,7 @@ def write_report(
     rows["reconstructions"] = video.to_uint8(between.to_pixels(real))
   for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
     made = between.to_pixels(generate(config, network, params, real, label, task=task))
-    rows[f"samples: {task}"] = video.to_uint8(made)
+    rows[config.sampler.title(task)] = video.to_uint8(made)
   path = epath.Path(workdir) / "report.html"
   if not distributed.first():
     return str(path)

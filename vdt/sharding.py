@@ -11,6 +11,7 @@ BATCH = P(("data", "fsdp"))
 PARAMS = (  # specs name trailing dimensions, so stacked layers, averages and moments match the same rows
   (r"(query|key|value|up|projection)/kernel$", P("fsdp", "tensor")),
   (r"modulation/kernel$", P("fsdp", "tensor")),
+  (r"(spatial|temporal/dense|(up|down)/\d+)/kernel$", P("fsdp", "tensor")),
   (r"(out|down)/kernel$", P("tensor", "fsdp")),
   (r"", P()),
 )

@@ -62,6 +62,23 @@ class Sampler:
     if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
       raise ValueError(f"sampler.guidance_interval is {self.guidance_interval}: two times in [0, 1], the earlier first")
 
+  def check(self, diffusion: Any) -> None:
+    """ValueError where the diffusion cannot be sampled in so many steps."""
+    diffusion.grid(self.steps)
+
+  def title(self, task: str) -> str:
+    """What a row of samples is called."""
+    return f"samples: {task}"
+
+  def card(self) -> dict[str, Any]:
+    """What samples depend on, line to value."""
+    rest = dataclasses.asdict(self)
+    return {
+      "sampler": f"{rest.pop('method')}, {rest.pop('steps')} steps",
+      "guidance scale": rest.pop("guidance_scale"),
+      "sampler, the rest": {name: list(each) if isinstance(each, tuple) else each for name, each in rest.items()},
+    }
+
   def sample(
     self, diffusion: Any, denoise: Callable, keys: Key[Array, " b"], x_given: Float[Array, "b f h w c"], cond: dict
   ) -> Float[Array, "b f h w c"]:

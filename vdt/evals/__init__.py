@@ -21,6 +21,7 @@ class Run(NamedTuple):
   sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None)` to float32 videos in [-1, 1],
     `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
   map: `map(function, *inputs)` to `function` of the inputs' rows, which are independent, over all devices.
+  reconstruct: `reconstruct(videos)`, what an autoencoder makes of videos in [-1, 1].
   how: what samples depend on beside the model and the clips, for cards.
   inputs: as `data`, of what the model sees, which may be latents.
   """
@@ -30,6 +31,7 @@ class Run(NamedTuple):
   data: Callable[[str], Any]
   sample: Callable[..., np.ndarray]
   map: Callable[..., np.ndarray] = lambda function, *inputs: np.asarray(jax.jit(function)(*inputs))
+  reconstruct: Callable[[np.ndarray], np.ndarray] = lambda videos: videos
   how: dict[str, Any] = {}
   inputs: Callable[[str], Any] | None = None
 

@@ -65,7 +65,8 @@ class Prediction:
   """Continuations of held-out clips, scored on the frames that were not given.
 
   Columns: samples (MSE of the mean of the repeats; energy score of all of them), single sample (the first of them),
-  copy-last (the last given frame repeated), mean video (of up to 2000 training clips).
+  copy-last (the last given frame repeated), mean video (of up to 2000 training clips); of a model of latents also
+  reconstruction, the truth itself encoded and decoded, which no sample of it can be expected to beat.
   Rows: mse (pixels in [-1, 1]) and energy score, each with "low" and "high", the 95 % interval of the cluster
   bootstrap over sources (`interval`); "mse excess" and "energy score excess", a column's score minus that of
   samples on the same clips, with the paired interval: a low end above 0 means that the samples are better.
@@ -113,6 +114,9 @@ class Prediction:
       "copy-last": np.broadcast_to(last, truth.shape)[:, None],
       "mean video": np.broadcast_to(mean, truth.shape)[:, None],
     }
+    if run.inputs:  # the floor of a model of latents: the truth, encoded and decoded
+      whole = real_videos(run.data(self.split), self.count)
+      forecasts["reconstruction"] = run.reconstruct(whole)[:, self.given_frames :][:, None]
     perceptual = lambda forecast: run.map(vgg.perceptual(), np.ascontiguousarray(forecast[:, 0]), truth).mean(1)
     groups = sources(first(run.data(self.split), self.count)["id"].astype(str).tolist())
     scores = {

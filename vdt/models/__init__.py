@@ -1,7 +1,21 @@
 """Networks. The only place that knows Flax; outside, a network is `init` and `apply` on plain nested dicts."""
 
+from vdt.models.autoencoder import AutoencoderNetwork, VideoAutoencoder
+from vdt.models.image_autoencoders import Published, kl, taef2
 from vdt.models.positions import sincos_tables
 from vdt.models.presets import PRESETS
 from vdt.models.transformer import Network, TransformerConfig
+from vdt.models.wan_autoencoder import wan
 
-__all__ = ["PRESETS", "Network", "TransformerConfig", "sincos_tables"]
+__all__ = [
+  "PRESETS",
+  "AutoencoderNetwork",
+  "Network",
+  "Published",
+  "TransformerConfig",
+  "VideoAutoencoder",
+  "kl",
+  "sincos_tables",
+  "taef2",
+  "wan",
+]
