@@ -52,7 +52,7 @@ class Clips(Reader):
     info = self._builder.info
     if self.split not in info.splits:
       raise ValueError(f"{self.directory} has no split {self.split!r}: choose from {', '.join(info.splits)}")
-    stored, asked = self._stored, (self.frames, *self.size)
+    stored, asked = self.stored, (self.frames, *self.size)
     if self.turn and stored[1] != stored[2]:
       raise ValueError(f"data.turn needs square clips, not {stored[1:]}: set it to False")
     if any(wanted > there for wanted, there in zip(asked, stored)):
@@ -77,9 +77,13 @@ class Clips(Reader):
     return self._builder.as_data_source(self.split)
 
   @property
-  def _stored(self) -> tuple[int, int, int]:
+  def stored(self) -> tuple[int, int, int]:
+    """Frames, height and width of what is stored."""
     metadata = self._builder.info.metadata
     return (int(metadata["frames"]), *map(int, metadata["size"]))
+
+  def splits(self) -> list[str]:
+    return list(self._builder.info.splits)
 
   def labels(self) -> list[str]:
     return self._builder.info.features["label"].names
@@ -116,7 +120,7 @@ class Clips(Reader):
 
   def _clip(self, tall: np.ndarray, position: int) -> np.ndarray:
     """A stored tall image (f h, w, 3) to a clip (f h w 3), every random choice keyed by the position alone."""
-    frames, *size = self._stored
+    frames, *size = self.stored
     clip, window = tall.reshape(frames, *size, 3), self.size
     if self.split != "train":
       top, left = ((there - asked) // 2 for there, asked in zip(size, window))
@@ -138,7 +142,7 @@ class Clips(Reader):
   def records(self, index: np.ndarray) -> Batch:
     """What is stored at `index` (n,) of the split, whole and unchanged, but for frames cut to `size` in their middle:
     "video" (n f h w 3), and as `read`."""
-    frames, *stored = self._stored
+    frames, *stored = self.stored
     top, left = ((there - asked) // 2 for there, asked in zip(stored, self.size))
     cut = np.s_[:, :, top : top + self.size[0], left : left + self.size[1]]
     examples = self._source.__getitems__(index.tolist())

@@ -12,9 +12,6 @@ import numpy as np
 
 from data_pipelines.reading import Batch, Reader, shuffled
 
-INFO = "latents.json"
-"""Written when all shards are there: without it the data set is not whole."""
-
 
 @dataclasses.dataclass
 class Latents(Reader):
@@ -57,10 +54,20 @@ class Latents(Reader):
     """What the experiment asks for, as latents.json has it, but for the autoencoder."""
     return {"source": dataclasses.replace(self.source, split="train").fingerprint(), "views": self.views}
 
+  @property
+  def info_path(self) -> str:
+    """Written when all shards are there: without it the data set is not whole."""
+    return os.path.join(self.directory, "latents.json")
+
+  def shard_paths(self, split: str, number: int) -> tuple[str, str]:
+    """The latents, and the labels, ids and captions, of a shard."""
+    stem = os.path.join(self.directory, f"{split}-{number:05d}")
+    return f"{stem}.npy", f"{stem}.rows.npz"
+
   @functools.cached_property
   def info(self) -> dict[str, Any]:
     """latents.json. FileNotFoundError if it is not there, ValueError if it is damaged."""
-    path = os.path.join(self.directory, INFO)
+    path = self.info_path
     try:
       with open(path) as file:
         found = json.load(file)
@@ -101,7 +108,7 @@ class Latents(Reader):
     count, per = len(self), self.info["shard"]
     found = []
     for number in range(-(-count // per)):
-      path = os.path.join(self.directory, shard_name(self.split, number))
+      path, _ = self.shard_paths(self.split, number)
       shape = (min(per, count - number * per), self.info["views"], *self.info["shape"])
       try:
         shard = np.load(path, mmap_mode="r")
@@ -117,7 +124,7 @@ class Latents(Reader):
     """Labels, ids and captions of all records; text as UTF-8."""
     found = []
     for number in range(len(self._shards)):
-      with np.load(os.path.join(self.directory, rows_name(self.split, number))) as file:
+      with np.load(self.shard_paths(self.split, number)[1]) as file:
         found.append({name: file[name] for name in ("label", "id", "caption")})
     return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
 
@@ -160,11 +167,3 @@ class Latents(Reader):
     for value in self.batch(0).values():
       digest.update(repr(value.tolist()).encode() if value.dtype.kind == "U" else value.tobytes())
     return digest.hexdigest()[:16]
-
-
-def shard_name(split: str, number: int) -> str:
-  return f"{split}-{number:05d}.npy"
-
-
-def rows_name(split: str, number: int) -> str:
-  return f"{split}-{number:05d}.rows.npz"

@@ -19,6 +19,8 @@ VERBS = {
   "evaluate": "a checkpoint to the experiment's metrics: --workdir DIR",
   "export": "a run's weights, for others: --workdir DIR --format orbax|safetensors|latte|vdt|diffusers|stablehlo",
   "import": "weights from elsewhere, to a run: FILE --config FILE.py[:VARIANT] --workdir DIR",
+  "encode": "an experiment's clips, once, to the latents that it is trained on: --config FILE.py[:VARIANT]",
+  "show-batch": "a batch of training as the model sees it, as a page: --config FILE.py[:VARIANT]",
   "plan": "what a config takes on a pod slice, and whether it fits: --config FILE.py[:VARIANT] --topology v5e:16x16",
   "sweep": "the arms of an experiment, to their end: --config FILE.py[:VARIANT] --workdir DIR",
   "launch": "one run, sent to where it can run: --config FILE.py[:VARIANT] --workdir DIR --backend slurm",
@@ -28,8 +30,10 @@ VERBS = {
   "compare": "the arms of a sweep, or runs, to one page and tables: DIR ...",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
-PROGRAMS = {"import": "import_weights"}
+PROGRAMS = {"import": "import_weights", "show-batch": "show_batch"}
 """Verbs that are no names of functions."""
+MANY = ("train", "sample", "evaluate", "encode")
+"""Verbs whose processes may be several."""
 SWITCHES = ("dry_run", "check")
 """Flags that need no value, and may be said with a "no" before them."""
 EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   host.keep_freed_memory()
   try:
-    if verb in ("train", "sample", "evaluate"):
+    if verb in MANY:
       from vdt import distributed
 
       distributed.join()
@@ -61,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     hint = "" if isinstance(error, EXPECTED) else " (VDT_TRACEBACK=1 shows where)"
     said = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(error).split()))
     print(f"vdt {verb}: {kind}{said or type(error).__name__}{hint}", file=sys.stderr)
-    if verb in ("train", "sample", "evaluate"):
+    if verb in MANY:
       from vdt import distributed
 
       distributed.leave(error)
@@ -146,6 +150,38 @@ def import_weights(rest: list[str]) -> None:
 
   folder = required(values, "workdir")
   program.run(config, origin, sources[0], folder, values.weights, values.check)
+
+
+def encode(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  text = "I/N: only every N-th shard, from the I-th on; run all N, where you like (default: by this run's processes)"
+  flags.DEFINE_string("part", None, text, flag_values=values)
+  config, _ = parse(rest, values)
+  import jax
+
+  from vdt import encode as program
+
+  part, parts = jax.process_index(), jax.process_count()
+  if values.part:
+    try:
+      part, parts = map(int, values.part.split("/"))
+    except ValueError:
+      raise ValueError(f"--part {values.part}: write I/N, say 0/4") from None
+    if not 0 <= part < parts:
+      raise ValueError(f"--part {values.part}: from 0/{parts} to {parts - 1}/{parts}")
+  program.run(config, part, parts)
+
+
+def show_batch(rest: list[str]) -> None:
+  values = flags.FlagValues()
+  flags.DEFINE_integer("step", 0, "of training", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("count", 8, "how many rows", lower_bound=1, flag_values=values)
+  flags.DEFINE_string("out", "batch.html", "the page", flag_values=values)
+  flags.DEFINE_string("workdir", None, "a run, whose experiment it is, in the place of --config", flag_values=values)
+  config, _ = parse(rest, values)
+  from vdt import show as program
+
+  program.run(config, values.step, values.out, values.count)
 
 
 def on_cpu() -> None:

@@ -19,11 +19,11 @@ class Data(Protocol):
   """Clips by step: a pure function of (seed, step), whatever the number of hosts.
 
   A batch holds "video" (b f h w c), uint8 pixels or latents of another type, "label" (b,) int32 and "id" (b,) of
-  strings, and may hold more. `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels, and
-  `clips` the same as pixels, which it is itself where it holds no latents. `shapes` are those of all batches, with their
-  shares of steps (`data_pipelines.reading.Shape`). `clip` reads a user's own file as the clips were read. `fingerprint`
-  tells data sets apart, `rule` says how clips are made. `labels` names the classes; `split` may be set by
-  `dataclasses.replace`. `data_pipelines.reading.Reader` has most of it for what can be read by position.
+  strings, and may hold more. `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels,
+  and `clips` the same as pixels, which it is itself where it holds no latents. `shapes` are those of all batches,
+  with their shares of steps (`data_pipelines.reading.Shape`). `clip` reads a user's own file as the clips were read.
+  `fingerprint` tells data sets apart, `rule` says how clips are made. `labels` names the classes; `split` may be set
+  by `dataclasses.replace`. `data_pipelines.reading.Reader` has most of it for what can be read by position.
   """
 
   split: str

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vdt import autoencoder
+from vdt.autoencoder import Autoencoder, load
 from vdt.config import Config
 from vdt.distributed import in_chunks
 
@@ -19,7 +19,7 @@ FEW = 8
 class Space(NamedTuple):
   """The way between the two; `autoencoder` is None of a model of pixels, to which both are the same."""
 
-  autoencoder: autoencoder.Autoencoder | None = None
+  autoencoder: Autoencoder | None = None
 
   def to_model(self, videos: Float[np.ndarray, "b f h w 3"]) -> Float[np.ndarray, "b g i j c"]:
     """Pixels in [-1, 1] as the model sees them. ValueError for a number of frames that has no latents."""
@@ -66,7 +66,7 @@ def of(config: Config) -> Space:
     raise ValueError(
       f"config.autoencoder is {config.autoencoder!r}, but data are pixels: leave it out, or take Latents"
     )
-  found = autoencoder.load(config.autoencoder)
+  found = load(config.autoencoder)
   check(config.data, found)
   if made_by != found.fingerprint():
     raise ValueError(
@@ -76,7 +76,7 @@ def of(config: Config) -> Space:
   return Space(found)
 
 
-def check(data: Any, made_by: autoencoder.Autoencoder) -> None:
+def check(data: Any, made_by: Autoencoder) -> None:
   """ValueError where latents of this shape cannot be those of the source's clips."""
   clips = data.clips
   frames = made_by.frames(clips.frames)

@@ -97,6 +97,17 @@ def written(workdir: str, step: int) -> set[str]:
   return {name for row in writer.read_rows(workdir) if row["step"] == step for name in row}
 
 
+def inputs(config: Config, train_key: jax.Array, step: jax.Array, batch: dict) -> tuple:
+  """What the loss of a step is of, beside the parameters: (x0, noise, t, cond), a function of the seed and the step."""
+  step_key = jax.random.fold_in(train_key, step)  # resuming needs no saved RNG
+  k_task, k_drop, k_loss = jax.random.split(step_key, 3)
+  x0 = space.seen(batch["video"])
+  given, _ = config.tasks.draw(k_task, x0.shape[:4], config.model.patch[0])
+  null = guidance.drop(k_drop, x0.shape[0], config.cond_drop)
+  noise, t = config.diffusion.draw(k_loss, x0)
+  return x0, noise, t, {"given": given, "label": batch["label"], "null": null}
+
+
 def make_update(config: Config, network: Network, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
   """`state, metrics = update(state, batch)`: one training step, a function of the state, the batch and the seed."""
 
@@ -114,15 +125,7 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
     return jax.tree.map(lambda x: x / count, total)
 
   def update(state: State, batch: dict) -> tuple[State, dict]:
-    step_key = jax.random.fold_in(train_key, state.step)  # resuming needs no saved RNG
-    k_task, k_drop, k_loss = jax.random.split(step_key, 3)
-    x0 = space.seen(batch["video"])
-    given, _ = config.tasks.draw(k_task, x0.shape[:4], config.model.patch[0])
-    null = guidance.drop(k_drop, x0.shape[0], config.cond_drop)
-    cond = {"given": given, "label": batch["label"], "null": null}
-
-    noise, t = config.diffusion.draw(k_loss, x0)
-    loss, grads = gradients(state.params, (x0, noise, t, cond))
+    loss, grads = gradients(state.params, inputs(config, train_key, state.step, batch))
     updates, opt = optimizer.update(grads, state.opt, state.params)
     rate = config.optimizer.schedule(state.step)
     params = jax.tree.map(lambda param, change: param + rate * change, state.params, updates)
