@@ -12,6 +12,9 @@ import numpy as np
 
 from data_pipelines.reading import Batch, Reader, shuffled
 
+NAMES = ("autoencoder", "source", "views", "shape", "apart", "counts", "shard", "mean", "std")
+"""What latents.json says, and a reader needs."""
+
 
 @dataclasses.dataclass
 class Latents(Reader):
@@ -71,7 +74,7 @@ class Latents(Reader):
     try:
       with open(path) as file:
         found = json.load(file)
-      return {name: found[name] for name in ("autoencoder", "source", "views", "shape", "apart", "counts", "shard")}
+      return {name: found[name] for name in NAMES}
     except FileNotFoundError:
       raise FileNotFoundError(
         f"no latents at {self.directory}: make them with `vdt encode` and the experiment's --config"
@@ -147,6 +150,11 @@ class Latents(Reader):
 
   def made_by(self) -> str:
     return self.info["autoencoder"]
+
+  def standard(self) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (c,) of what the autoencoder makes of the training clips, which read latents are
+    without."""
+    return np.array(self.info["mean"], np.float32), np.array(self.info["std"], np.float32)
 
   def labels(self) -> list[str]:
     return self.clips.labels()

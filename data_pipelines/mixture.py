@@ -99,6 +99,13 @@ class Several:
       raise ValueError(f"data sets of several autoencoders, or of none: {', '.join(sorted(map(repr, found)))}")
     return found.pop()
 
+  def standard(self) -> tuple[np.ndarray, np.ndarray]:
+    """Of latents: the first part's. ValueError where another's are not the same, which a decoder could not tell."""
+    found = [part.standard() for part in self.parts]
+    if any(not np.array_equal(a, b) for each in found[1:] for a, b in zip(each, found[0])):
+      raise ValueError("latents of a mixture are standardised unlike: encode their clips as one data set")
+    return found[0]
+
   def labels(self) -> list[str]:
     """Those of all parts, whatever the split, each once: a label's number is the same in all of them."""
     return list(dict.fromkeys(label for part in self.parts for label in part.labels()))

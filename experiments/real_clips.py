@@ -16,6 +16,7 @@ minutes on two CPU cores).
 """
 
 from data_pipelines.clips import Clips
+from data_pipelines.latents import Latents
 from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.fvd import FVD
@@ -62,6 +63,21 @@ def get_config(variant: str = "full") -> Config:
       config.steps, config.log_every, config.save_every = 800, 10, 200
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5, weight_decay=1.0)
       config.ema = 0.99
+    case "pixels" | "latents":  # the same frames, tokens and transformer
+      config.data = Clips(name="real_clips_128", frames=8, size=(128, 128), batch_size=8, flip=True)
+      small = dict(pattern=(("space", "time"),), remat="dots", dtype="float32")
+      config.model = TransformerConfig.sized("XS", patch=(1, 16, 16), **small)
+      if variant == "latents":
+        config.data = Latents(name="real_clips_128_latents", frames=8, size=(16, 16), batch_size=8, source=config.data)
+        config.model = TransformerConfig.sized("XS", patch=(1, 2, 2), channels=32, **small)
+        config.autoencoder = "autoencoders/taef2"
+      config.diffusion = RectifiedFlow(shift=6.0, prediction="x0", anomaly=4.0)
+      config.tasks = Tasks(prediction=1.0)
+      config.sampler = Sampler(method="euler", steps=2)
+      config.steps, config.log_every, config.save_every = 800, 10, 200
+      config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5, weight_decay=1.0)
+      config.ema = 0.99
+      config.evals = {"prediction": config.evals["prediction"]}
     case _:
-      raise ValueError(f"unknown variant {variant!r}: choose full or tiny")
+      raise ValueError(f"unknown variant {variant!r}: choose full, tiny, pixels or latents")
   return config

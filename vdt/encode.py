@@ -4,6 +4,7 @@ Each process encodes every n-th shard on its own devices, without a word to the 
 none; a shard appears whole or not at all, and a command that was cut off goes on with the first that is missing.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -22,10 +23,12 @@ from vdt.config import Config, Mesh
 from vdt.distributed import in_chunks
 from vdt.evals import pixels
 
-SHARD = 2**28
+SHARD = 2**26
 """Bytes of a shard, or a little less."""
 CHUNK = 8
 """Clips that are encoded at once, or a few more where the devices ask for it."""
+MEASURED = 512
+"""Training clips whose latents say how all are standardised."""
 MADE = "encoding.json"
 """What the shards in a folder are made by, written before the first of them."""
 
@@ -54,10 +57,9 @@ def run(config: Config, part: int, parts: int) -> None:
 
 def one(data: Any, made_by: autoencoder.Autoencoder, part: int, parts: int) -> None:
   """As `run`, of one data set."""
-  settings = describe(data, made_by)
-  claim(pathlib.Path(data.directory), settings)
-  every = shards(settings)
   with jax.set_mesh(Mesh().build(jax.local_devices())):
+    settings = claim(data, made_by)
+    every = shards(settings)
     for split, number in tqdm.tqdm(every[part::parts], "encoding", unit="shard", mininterval=1):
       if not whole(data, split, number):
         encode(data, split, number, settings, made_by)
@@ -71,7 +73,7 @@ def one(data: Any, made_by: autoencoder.Autoencoder, part: int, parts: int) -> N
 
 
 def describe(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
-  """latents.json: by what, of what, in which shape."""
+  """latents.json, but for how they are standardised: by what, of what, in which shape."""
   clips = {split: dataclasses.replace(data.source, split=split) for split in data.source.splits()}
   stored = data.source.stored[0]
   most = stored - (stored - 1) % made_by.factor[0]
@@ -88,19 +90,49 @@ def describe(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
   }
 
 
-def claim(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-  """Writes down what the shards will be made by. ValueError where others are there already."""
+def claim(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
+  """What the shards are made by: as it is written down, or now is, with the mean and spread of each channel measured.
+
+  The first process to write it decides for all. ValueError where others are there already.
+  """
+  folder, settings = pathlib.Path(data.directory), describe(data, made_by)
   folder.mkdir(parents=True, exist_ok=True)
-  content, path = json.dumps(settings, indent=1).encode(), folder / MADE
-  if path.exists() and path.read_bytes() != content:
-    before = json.loads(path.read_text())
-    names = [name for name in settings if before.get(name) != settings[name]]
-    told = "; ".join(f"{name} {before.get(name)!r}, now {settings[name]!r}" for name in names)
-    raise ValueError(f"{folder} holds latents that were made otherwise ({told}): name another data.name, or remove it")
+  path = folder / MADE
   if not path.exists():
-    if any(folder.iterdir()):
+    if any(not child.name.startswith(MADE) for child in folder.iterdir()):
       raise ValueError(f"{folder} is there, and holds no latents: name another data.name")
-    put(path, content)
+    put(path, json.dumps({**settings, **measure(data, made_by, settings)}, indent=1).encode(), over=False)
+  found = json.loads(path.read_text())
+  if names := [name for name in settings if found.get(name) != settings[name]]:
+    told = "; ".join(f"{name} {found.get(name)!r}, now {settings[name]!r}" for name in names)
+    raise ValueError(f"{folder} holds latents that were made otherwise ({told}): name another data.name, or remove it")
+  return found
+
+
+def measure(data: Any, made_by: autoencoder.Autoencoder, settings: dict[str, Any]) -> dict[str, list[float]]:
+  """Mean and standard deviation of each channel of the latents of `MEASURED` training clips, evenly chosen."""
+  count = settings["counts"]["train"]
+  index = np.unique(np.linspace(0, count - 1, min(count, MEASURED)).astype(int))
+  clips, total, square, seen = dataclasses.replace(data.source, split="train"), 0.0, 0.0, 0
+  for first in range(0, len(index), CHUNK):
+    video = clips.records(index[first : first + CHUNK])["video"][:, : settings["frames"]]
+    made = through(made_by, pixels(video)).astype(np.float64)
+    total, square, seen = (
+      total + made.sum((0, 1, 2, 3)),
+      square + np.square(made).sum((0, 1, 2, 3)),
+      seen + made[..., 0].size,
+    )
+  mean = total / seen
+  std = np.sqrt(np.maximum(square / seen - np.square(mean), 0))
+  return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}
+
+
+def through(made_by: autoencoder.Autoencoder, videos: np.ndarray) -> np.ndarray:
+  """Latents of videos in [-1, 1]. ValueError where they are not finite."""
+  made = in_chunks(lambda video: made_by.encode(made_by.params, video), (videos,), CHUNK)
+  if not np.isfinite(made).all():
+    raise ValueError("the autoencoder makes numbers that are not finite of some clips: is it trained?")
+  return made
 
 
 def shards(settings: dict[str, Any]) -> list[tuple[str, int]]:
@@ -121,14 +153,12 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
   clips = dataclasses.replace(data.source, split=split)
   latents = np.empty((len(index), settings["views"], *settings["shape"]), np.uint16)
   labels, ids, captions = [], [], []
-  through = lambda video: made_by.encode(made_by.params, video)
+  mean, std = (np.array(settings[name], np.float32) for name in ("mean", "std"))
   for first in range(0, len(index), CHUNK):
     batch = clips.records(index[first : first + CHUNK])
     video = pixels(batch["video"][:, : settings["frames"]])
     views = np.stack([video, video[:, :, :, ::-1]][: settings["views"]], 1)
-    made = in_chunks(through, (views.reshape(-1, *video.shape[1:]),), CHUNK)
-    if not np.isfinite(made).all():
-      raise ValueError(f"the autoencoder makes numbers that are not finite of {batch['id'][0]}, or a clip after it")
+    made = (through(made_by, views.reshape(-1, *video.shape[1:])) - mean) / std
     made = made.astype(ml_dtypes.bfloat16).view(np.uint16)
     latents[first : first + len(video)] = made.reshape(len(video), -1, *settings["shape"])
     labels.append(batch["label"])
@@ -144,8 +174,8 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
   put(path, content.getbuffer())
 
 
-def put(path: str, content: Any) -> None:
-  """Writes a file that appears whole or not at all, whoever else writes the same."""
+def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
+  """Writes a file that appears whole or not at all, whoever else writes the same; over: also if it is there already."""
   path = pathlib.Path(path)
   new = path.with_name(f"{path.name}.{os.getpid()}.new")
   try:
@@ -153,7 +183,11 @@ def put(path: str, content: Any) -> None:
       file.write(content)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(new, path)
+    if over:
+      os.replace(new, path)
+    else:
+      with contextlib.suppress(FileExistsError):
+        os.link(new, path)
   finally:
     new.unlink(missing_ok=True)
 

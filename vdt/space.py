@@ -17,21 +17,28 @@ FEW = 8
 
 
 class Space(NamedTuple):
-  """The way between the two; `autoencoder` is None of a model of pixels, to which both are the same."""
+  """The way between the two; `autoencoder` is None of a model of pixels, to which both are the same.
+
+  mean, std (c,): of what the autoencoder makes of the training clips; the model sees latents of mean 0 and spread 1.
+  """
 
   autoencoder: Autoencoder | None = None
+  mean: Any = 0.0
+  std: Any = 1.0
 
   def to_model(self, videos: Float[np.ndarray, "b f h w 3"]) -> Float[np.ndarray, "b g i j c"]:
     """Pixels in [-1, 1] as the model sees them. ValueError for a number of frames that has no latents."""
     if self.autoencoder is None:
       return videos
-    return in_chunks(partial(self.autoencoder.encode, self.autoencoder.params), (videos,), FEW)
+    made = in_chunks(partial(self.autoencoder.encode, self.autoencoder.params), (videos,), FEW)
+    return (made - self.mean) / self.std
 
   def to_pixels(self, made: Float[np.ndarray, "b g i j c"]) -> Float[np.ndarray, "b f h w 3"]:
     """What the model made, in [-1, 1]."""
     if self.autoencoder is None:
       return made
-    return np.clip(in_chunks(partial(self.autoencoder.decode, self.autoencoder.params), (made,), FEW), -1.0, 1.0)
+    latents = np.asarray(made * self.std + self.mean, np.float32)
+    return np.clip(in_chunks(partial(self.autoencoder.decode, self.autoencoder.params), (latents,), FEW), -1.0, 1.0)
 
   def frames(self, count: int | None) -> int | None:
     """Of the first `count` frames, how many of the model's are given by them alone."""
@@ -73,7 +80,7 @@ def of(config: Config) -> Space:
       f"the latents are stale: they were made by autoencoder {made_by}, {config.autoencoder} is {found.fingerprint()}; "
       f"encode anew under another data.name"
     )
-  return Space(found)
+  return Space(found, *config.data.standard())
 
 
 def check(data: Any, made_by: Autoencoder) -> None:
