@@ -76,6 +76,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
         log.mark(config.steps)  # the page shows it
         with watchdog.patient(), log.spending("eval"):
           page = write_report(config, network, state.ema, tables, workdir)
+          if hasattr(config.diffusion, "finish"):
+            config.diffusion.finish(config, network, state.ema, workdir, int(state.step))
       if distributed.first():
         print(page)
   return state
