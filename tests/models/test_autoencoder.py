@@ -17,7 +17,7 @@ from vdt.reconstruction import Reconstruction
 MODEL = VideoAutoencoder(cell=(4, 2, 2), widths=(8, 12), blocks=(1, 1), latents=6, dtype="float32")
 
 
-def random(network, scale=0.3):
+def random(network, scale=0.2):
   """Parameters of which none is zero, so that every layer acts."""
   like = jax.eval_shape(network.init, jax.random.key(0))
   leaves, tree = jax.tree.flatten(like)
