@@ -22,7 +22,6 @@ from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
 from vdt.evaluate import CARDS, cards, evaluate, flat
 from vdt.judge import Judge, Spike
-from vdt.models import Network
 from vdt.report import write_report
 from vdt.watchdog import Watchdog
 
@@ -97,7 +96,7 @@ def written(workdir: str, step: int) -> set[str]:
   return {name for row in writer.read_rows(workdir) if row["step"] == step for name in row}
 
 
-def make_update(config: Config, network: Network, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
+def make_update(config: Config, network: Any, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
   """`state, metrics = update(state, batch)`: one training step, a function of the state, the batch and the seed."""
 
   @jax.value_and_grad
@@ -147,7 +146,7 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
 
 def loop(
   config: Config,
-  network: Network,
+  network: Any,
   mesh: jax.sharding.Mesh,
   state: State,
   update: Any,

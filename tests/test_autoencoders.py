@@ -13,6 +13,11 @@ from data_pipelines.clips import SimulatedClips
 from vdt.autoencoder import load
 from vdt.config import AdamW, Config, Mesh
 from vdt.diffusion import Tasks
+from vdt.evals import pixels
+from vdt.evals.reconstruction import psnr
+from vdt.models import VideoAutoencoder
+from vdt.reconstruction import Reconstruct, Reconstruction
+from vdt.train import train
 
 PARITY = Path(__file__).parent / "parity"
 SHARED = Path(__file__).parents[2] / "shared"
