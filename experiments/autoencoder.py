@@ -10,7 +10,7 @@ Variants: full (for an accelerator, with LPIPS, on clips of your own), simulated
 """
 
 from data_pipelines.clips import Clips, SimulatedClips
-from vdt.config import AdamW, Config
+from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import Tasks
 from vdt.evals.reconstruction import Reconstruction as Fidelity
 from vdt.models import VideoAutoencoder
@@ -39,9 +39,9 @@ def get_config(variant: str = "full") -> Config:
         config.evals["fidelity"].count = 30  # all that experiments/real_clips_test.txt leaves
       config.model = VideoAutoencoder(latents=48, dtype="float32")
       config.diffusion = Reconstruction(error="l2", kl=1e-6, motion=1.0, still=0.1)
-      config.steps, config.log_every, config.save_every = 4_000, 50, 500
-      config.optimizer = AdamW(lr=1e-3, warmup=100, decay=config.steps)
-      config.ema = 0.995
+      config.steps, config.log_every, config.save_every = 1_600, 50, 400
+      config.optimizer = Muon(lr=1e-2, warmup=20, decay=config.steps)
+      config.ema = 0.99
     case "tiny":
       config.data = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
       config.model = VideoAutoencoder(cell=(4, 2, 2), widths=(16, 32), blocks=(1, 1), latents=8, dtype="float32")

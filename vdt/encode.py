@@ -22,6 +22,7 @@ from vdt import autoencoder, space
 from vdt.config import Config, Mesh
 from vdt.distributed import in_chunks
 from vdt.evals import pixels
+from vdt.reconstruction import Moments
 
 SHARD = 2**26
 """Bytes of a shard, or a little less."""
@@ -113,18 +114,11 @@ def measure(data: Any, made_by: autoencoder.Autoencoder, settings: dict[str, Any
   """Mean and standard deviation of each channel of the latents of `MEASURED` training clips, evenly chosen."""
   count = settings["counts"]["train"]
   index = np.unique(np.linspace(0, count - 1, min(count, MEASURED)).astype(int))
-  clips, total, square, seen = dataclasses.replace(data.source, split="train"), 0.0, 0.0, 0
+  clips, moments = dataclasses.replace(data.source, split="train"), Moments()
   for first in range(0, len(index), CHUNK):
     video = clips.records(index[first : first + CHUNK])["video"][:, : settings["frames"]]
-    made = through(made_by, pixels(video)).astype(np.float64)
-    total, square, seen = (
-      total + made.sum((0, 1, 2, 3)),
-      square + np.square(made).sum((0, 1, 2, 3)),
-      seen + made[..., 0].size,
-    )
-  mean = total / seen
-  std = np.sqrt(np.maximum(square / seen - np.square(mean), 0))
-  return {"mean": mean.tolist(), "std": np.where(std > 1e-6, std, 1.0).tolist()}
+    moments.add(through(made_by, pixels(video)))
+  return {"mean": moments.mean.tolist(), "std": np.where(moments.std > 1e-6, moments.std, 1.0).tolist()}
 
 
 def through(made_by: autoencoder.Autoencoder, videos: np.ndarray) -> np.ndarray:

@@ -1,14 +1,20 @@
 """Training an autoencoder, as the one loop trains: an objective in a diffusion's place, a sampler that reconstructs."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, Key, UInt32
 
-from vdt.evals import vgg
+from vdt import distributed, workdirs
+from vdt.autoencoder import LATENTS
+from vdt.distributed import in_chunks
+from vdt.evals import pixels, vgg
 
 Video = Float[Array, "b f h w c"]
 ERRORS: dict[str, Callable] = {"l1": jnp.abs, "l2": jnp.square}
@@ -29,13 +35,14 @@ class Reconstruction:
   perceptual: float = 0.0
   motion: float = 0.0
   still: float = 0.0
+  measured: int = 0
   variance: ClassVar[bool] = False
 
   def __post_init__(self):
     if self.error not in ERRORS:
       raise ValueError(f"unknown diffusion.error {self.error!r}: choose from {', '.join(ERRORS)}")
-    if min(self.kl, self.perceptual, self.motion, self.still) < 0 or self.still > 1:
-      raise ValueError(f"{self}: weights are at least 0, and still is a share")
+    if min(self.kl, self.perceptual, self.motion, self.still, self.measured) < 0 or self.still > 1:
+      raise ValueError(f"{self}: weights and measured are at least 0, and still is a share")
 
   def draw(self, key: Key[Array, ""], x0: Video) -> tuple[UInt32[Array, "b 2"], Float[Array, " b"]]:
     """A key for each clip, as data, and 1 for those that stand still."""
@@ -57,6 +64,36 @@ class Reconstruction:
     if self.perceptual:
       total += self.perceptual * vgg.perceptual()(made, x0).mean(1)
     return total
+
+  def finish(self, config: Any, network: Any, params: Any, workdir: str, step: int) -> None:
+    """Writes LATENTS: the mean and deviation of each channel over an epoch of training clips, as training sees them."""
+    count = min(self.measured or len(config.data), len(config.data))
+    encode = jax.jit(lambda x: network.encode(params, x)[0])
+    moments, size = Moments(), config.data.batch_size
+    for number in range(-(-count // size)):
+      clips = config.data.batch(number)["video"][: count - number * size]
+      moments.add(in_chunks(encode, (pixels(clips),)))
+    said = {"step": step, "clips": count, "mean": moments.mean.tolist(), "std": moments.std.tolist()}
+    if distributed.first():
+      workdirs.rewrite(epath.Path(workdir) / LATENTS, json.dumps(said, indent=2))
+
+
+class Moments:
+  """Mean and standard deviation of each channel of what is added, in float64, exact in parts (Chan et al. 1979)."""
+
+  def __init__(self):
+    self.count, self.mean, self.squares = 0, np.zeros(()), np.zeros(())
+
+  def add(self, x: Float[np.ndarray, "*rest c"]) -> None:
+    flat = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    mean, whole = flat.mean(0), self.count + len(flat)
+    apart = mean - self.mean
+    self.squares = self.squares + np.square(flat - mean).sum(0) + apart**2 * self.count * len(flat) / whole
+    self.mean, self.count = self.mean + apart * len(flat) / whole, whole
+
+  @property
+  def std(self) -> Float[np.ndarray, " c"]:
+    return np.sqrt(self.squares / self.count)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -22,7 +22,6 @@ from vdt.config import Config, to_dict
 from vdt.diffusion import guidance
 from vdt.evaluate import CARDS, cards, evaluate, flat
 from vdt.judge import Judge, Spike
-from vdt.models import Network
 from vdt.report import write_report
 from vdt.watchdog import Watchdog
 
@@ -78,6 +77,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
         log.mark(config.steps)  # the page shows it
         with watchdog.patient(), log.spending("eval"):
           page = write_report(config, network, state.ema, tables, workdir, between)
+          if hasattr(config.diffusion, "finish"):
+            config.diffusion.finish(config, network, state.ema, workdir, int(state.step))
       if distributed.first():
         print(page)
   return state
@@ -108,7 +109,7 @@ def inputs(config: Config, train_key: jax.Array, step: jax.Array, batch: dict) -
   return x0, noise, t, {"given": given, "label": batch["label"], "null": null}
 
 
-def make_update(config: Config, network: Network, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
+def make_update(config: Config, network: Any, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
   """`state, metrics = update(state, batch)`: one training step, a function of the state, the batch and the seed."""
 
   @jax.value_and_grad
@@ -150,7 +151,7 @@ def make_update(config: Config, network: Network, optimizer: optax.GradientTrans
 
 def loop(
   config: Config,
-  network: Network,
+  network: Any,
   mesh: jax.sharding.Mesh,
   state: State,
   update: Any,

@@ -9,7 +9,7 @@ nothing but linear maps and blocks touch; blocks start as zero, so the network s
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +218,7 @@ class Level(nnx.Module):
     for block in self.blocks:
       graphdef, params = nnx.split(block)
 
-      def body(params: dict, x: Array, old: list[Array] | None, graphdef=graphdef) -> tuple[Array, list[Array]]:
+      def body(params: Any, x: Array, old: list[Array] | None, graphdef=graphdef) -> tuple[Array, list[Array]]:
         seen = Past(old)
         return nnx.merge(graphdef, params)(x, seen), seen.new
 
