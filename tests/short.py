@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 from data_pipelines.clips import SimulatedClips
+from data_pipelines.latents import Latents
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
+from vdt.evals.prediction import Prediction
 from vdt.evals.val_loss import ValLoss
-from vdt.models import TransformerConfig
+from vdt.models import TransformerConfig, VideoAutoencoder
+from vdt.reconstruction import Reconstruct, Reconstruction
 from vdt.sweep import BASE, Arm, chainit, product, seeds, vary
 from vdt.writer import TIMINGS
 
@@ -34,7 +37,8 @@ class Noted(SimulatedClips):
 
 
 def get_config(variant: str = "") -> Config:
-  """Variant `evals` has a validation loss every 10 steps."""
+  """Variant `evals` has a validation loss every 10 steps; `latents` are those of `config.autoencoder`, which is to be
+  set, as is where data are; `autoencoder` trains one."""
   config = Config(
     steps=10,
     data=Noted(name="sprites16", frames=8, size=(16, 16), batch_size=8),
@@ -48,6 +52,16 @@ def get_config(variant: str = "") -> Config:
   )
   if variant == "evals":
     config.evals = {"loss": ValLoss(count=8, bins=1, every=10)}
+  if variant == "latents":
+    source = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
+    config.data = Latents(name="latents", frames=2, size=(4, 4), batch_size=8, flip=True, source=source)
+    config.model = TransformerConfig(depth=2, width=16, heads=2, patch=(1, 2, 2), channels=6, dtype="float32")
+    config.evals = {"loss": ValLoss(count=8, bins=1), "prediction": Prediction(count=4, repeats=2, given_frames=1)}
+  if variant == "autoencoder":
+    config.data = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
+    config.model = VideoAutoencoder(cell=(4, 2, 2), widths=(8, 12), blocks=(1, 1), latents=6, dtype="float32")
+    config.diffusion, config.sampler, config.tasks = Reconstruction(error="l2"), Reconstruct(), Tasks()
+    config.optimizer = AdamW(lr=3e-3, warmup=5)
   return config
 
 

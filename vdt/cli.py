@@ -156,6 +156,7 @@ def encode(rest: list[str]) -> None:
   values = flags.FlagValues()
   text = "I/N: only every N-th shard, from the I-th on; run all N, where you like (default: by this run's processes)"
   flags.DEFINE_string("part", None, text, flag_values=values)
+  flags.DEFINE_float("shard", 64.0, "megabytes of a shard, which is what a cut costs", 1e-3, flag_values=values)
   config, _ = parse(rest, values)
   import jax
 
@@ -169,7 +170,7 @@ def encode(rest: list[str]) -> None:
       raise ValueError(f"--part {values.part}: write I/N, say 0/4") from None
     if not 0 <= part < parts:
       raise ValueError(f"--part {values.part}: from 0/{parts} to {parts - 1}/{parts}")
-  program.run(config, part, parts)
+  program.run(config, part, parts, int(values.shard * 1e6))
 
 
 def show_batch(rest: list[str]) -> None:

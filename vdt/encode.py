@@ -24,8 +24,6 @@ from vdt.distributed import in_chunks
 from vdt.evals import pixels
 from vdt.reconstruction import Moments
 
-SHARD = 2**26
-"""Bytes of a shard, or a little less."""
 CHUNK = 8
 """Clips that are encoded at once, or a few more where the devices ask for it."""
 MEASURED = 512
@@ -34,11 +32,11 @@ MADE = "encoding.json"
 """What the shards in a folder are made by, written before the first of them."""
 
 
-def run(config: Config, part: int, parts: int) -> None:
+def run(config: Config, part: int, parts: int, size: int) -> None:
   """Encodes the shards whose number is `part` modulo `parts`, and, once all are there, says so in latents.json.
 
-  ValueError for an experiment without latents, for an autoencoder that does not fit them, or for a folder that holds
-  other ones; OSError where it cannot be written, with what is done kept.
+  size: bytes of a shard, or a little less. ValueError for an experiment without latents, for an autoencoder that does
+  not fit them, or for a folder that holds other ones; OSError where it cannot be written, with what is done kept.
   """
   wanted = [data for data in getattr(config.data, "parts", (config.data,)) if hasattr(data, "source")]
   if not (config.autoencoder and wanted):
@@ -48,7 +46,7 @@ def run(config: Config, part: int, parts: int) -> None:
     space.check(data, made_by)
     data.source.prepare()
     try:
-      one(data, made_by, part, parts)
+      one(data, made_by, part, parts, size)
     except OSError as error:
       raise OSError(
         f"{data.directory} cannot be written ({error.strerror or error}): run the same command again, whole shards are "
@@ -56,10 +54,10 @@ def run(config: Config, part: int, parts: int) -> None:
       ) from error
 
 
-def one(data: Any, made_by: autoencoder.Autoencoder, part: int, parts: int) -> None:
+def one(data: Any, made_by: autoencoder.Autoencoder, part: int, parts: int, size: int) -> None:
   """As `run`, of one data set."""
   with jax.set_mesh(Mesh().build(jax.local_devices())):
-    settings = claim(data, made_by)
+    settings = claim(data, made_by, size)
     every = shards(settings)
     for split, number in tqdm.tqdm(every[part::parts], "encoding", unit="shard", mininterval=1):
       if not whole(data, split, number):
@@ -69,11 +67,11 @@ def one(data: Any, made_by: autoencoder.Autoencoder, part: int, parts: int) -> N
     return
   put(data.info_path, json.dumps(settings, indent=1).encode())
   counts = ", ".join(f"{count} {split}" for split, count in settings["counts"].items())
-  size = sum(os.path.getsize(data.shard_paths(*each)[0]) for each in every)
-  print(f"{data.directory}: latents {tuple(settings['shape'])} of {counts} clips, {size / 1e6:.1f} MB")
+  total = sum(os.path.getsize(data.shard_paths(*each)[0]) for each in every)
+  print(f"{data.directory}: latents {tuple(settings['shape'])} of {counts} clips, {total / 1e6:.1f} MB")
 
 
-def describe(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
+def describe(data: Any, made_by: autoencoder.Autoencoder, size: int) -> dict[str, Any]:
   """latents.json, but for how they are standardised: by what, of what, in which shape."""
   clips = {split: dataclasses.replace(data.source, split=split) for split in data.source.splits()}
   stored = data.source.stored[0]
@@ -87,16 +85,16 @@ def describe(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
     "shape": shape,
     "apart": made_by.factor[0] == 1,
     "counts": {split: len(each) for split, each in clips.items()},
-    "shard": max(SHARD // each, 1),
+    "shard": max(size // each, 1),
   }
 
 
-def claim(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
+def claim(data: Any, made_by: autoencoder.Autoencoder, size: int) -> dict[str, Any]:
   """What the shards are made by: as it is written down, or now is, with the mean and spread of each channel measured.
 
   The first process to write it decides for all. ValueError where others are there already.
   """
-  folder, settings = pathlib.Path(data.directory), describe(data, made_by)
+  folder, settings = pathlib.Path(data.directory), describe(data, made_by, size)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / MADE
   if not path.exists():

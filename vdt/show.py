@@ -69,8 +69,9 @@ def run(config: Config, step: int, out: str, count: int) -> None:
 
 def noisy(config: Config, x0: np.ndarray, noise: np.ndarray, t: np.ndarray, given: np.ndarray) -> np.ndarray:
   """What goes into the network in the place of the clip, but for `anomaly` and `scale`: given positions are clean."""
-  relative, back = config.diffusion.relative(jnp.asarray(x0), jnp.asarray(given))
-  return np.asarray(back(jnp.where(given > 0, relative, config.diffusion.corrupt(relative, noise, jnp.asarray(t)))))
+  x0, noise, t, given = map(jnp.asarray, (x0, noise, t, given))
+  relative, back = config.diffusion.relative(x0, given)
+  return np.asarray(back(jnp.where(given > 0, relative, config.diffusion.corrupt(relative, noise, t))))
 
 
 def mask(given: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,178 @@
+"""Clips encoded once: the latents are the clips', whoever is killed on the way, and others are refused by name."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from short import ROOT, get_config
+
+from vdt import autoencoder, cli, space
+from vdt.evals import pixels
+
+SHORT = ROOT / "tests" / "short.py"
+ROUNDING = 2**-8
+"""Of bfloat16, relative."""
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, data_dir):
+  """A run that trained an autoencoder for a moment."""
+  workdir = tmp_path_factory.mktemp("autoencoder")
+  flags = [f"--config.data.data_dir={data_dir}", "--config.steps=4", "--config.data.batch_size=8"]
+  cli.main(["train", f"--config={SHORT}:autoencoder", f"--workdir={workdir}", *flags])
+  return str(workdir)
+
+
+def flags(folder, encoder, data_dir):
+  return [
+    f"--config={SHORT}:latents",
+    f"--config.autoencoder={encoder}",
+    f"--config.data.data_dir={folder}",
+    f"--config.data.source.data_dir={data_dir}",
+  ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, encoder, data_dir):
+  """What nobody disturbed, in shards of some 30 clips."""
+  folder = tmp_path_factory.mktemp("whole")
+  cli.main(["encode", *flags(folder, encoder, data_dir), "--shard=0.05"])
+  return folder
+
+
+@pytest.fixture
+def data(folder, encoder, data_dir):
+  config = get_config("latents")
+  config.autoencoder, config.data.data_dir, config.data.source.data_dir = encoder, str(folder), data_dir
+  config.data.prepare()
+  return config.data
+
+
+def content(folder):
+  return {
+    path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((Path(folder) / "latents").iterdir())
+  }
+
+
+def test_latents_are_those_of_the_clips_and_read_in_their_order(data, encoder):
+  made_by, (mean, std) = autoencoder.load(encoder), data.standard()
+  held_out = dataclasses.replace(data, split="test")
+  latents, clips = held_out.batch(3), held_out.clips.batch(3)
+  for name in ("id", "label", "caption"):
+    np.testing.assert_array_equal(latents[name], clips[name])
+  wanted = (np.asarray(made_by.encode(made_by.params, pixels(clips["video"]))) - mean) / std
+  np.testing.assert_allclose(latents["video"].astype(np.float32), wanted, rtol=ROUNDING, atol=1e-4)
+  train = np.concatenate([data.batch(step)["video"] for step in range(8)]).astype(np.float32)
+  assert np.abs(train.mean((0, 1, 2, 3))).max() < 0.3 and np.abs(train.std((0, 1, 2, 3)) - 1).max() < 0.3
+  assert data.fingerprint() != held_out.fingerprint()
+
+
+def test_half_of_the_clips_are_mirrored_and_the_other_half_is_not(data, encoder):
+  made_by, (mean, std) = autoencoder.load(encoder), data.standard()
+  plain = data.source.records(np.arange(len(data)))
+  whole = dict(zip(plain["id"], plain["video"][:, :5]))
+  batch = data.batch(0)
+  views = []
+  for name, latent in zip(batch["id"], batch["video"].astype(np.float32)):
+    both = pixels(np.stack([whole[name], whole[name][:, :, ::-1]]))
+    apart = np.abs((np.asarray(made_by.encode(made_by.params, both)) - mean) / std - latent).max((1, 2, 3, 4))
+    assert apart.min() <= ROUNDING * np.abs(latent).max()
+    views.append(apart.argmin())
+  assert 0 < sum(views) < len(views)
+
+
+def test_the_stream_is_the_same_for_any_number_of_hosts(data):
+  whole = [data.batch(step)["video"] for step in range(2, 5)]
+  for hosts in (1, 2, 4, 8):
+    readers = [data.batches(2, host, hosts) for host in range(hosts)]
+    for batch in whole:
+      np.testing.assert_array_equal(np.concatenate([next(reader)["video"] for reader in readers]), batch)
+
+
+def test_killed_and_in_parts_it_makes_the_same_bytes(folder, encoder, data_dir, tmp_path):
+  command = [sys.executable, "-m", "vdt.encode", "--shard=0.05"]
+  for _ in range(2):
+    process = subprocess.Popen([*command, *flags(tmp_path / "killed", encoder, data_dir)])
+    deadline, there = time.monotonic() + 120, len(list((tmp_path / "killed").rglob("*.npy")))
+    while len(list((tmp_path / "killed").rglob("*.npy"))) <= there and time.monotonic() < deadline:
+      assert process.poll() is None
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "latents" / "latents.json").exists(), "it was killed too late to say something"
+  before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.npy")}
+  cli.main(["encode", *flags(tmp_path / "killed", encoder, data_dir), "--shard=0.05"])
+  assert all(path.stat().st_mtime_ns == when for path, when in before.items()), "whole shards are kept"
+  for part in (1, 0):
+    cli.main(["encode", *flags(tmp_path / "parts", encoder, data_dir), "--shard=0.05", f"--part={part}/2"])
+  left = {name for name in content(tmp_path / "killed") if name.endswith(".new")}
+  assert content(folder) == content(tmp_path / "parts")
+  assert content(folder) == {name: digest for name, digest in content(tmp_path / "killed").items() if name not in left}
+
+
+def test_stale_mixed_and_torn_latents_are_refused_by_name(folder, encoder, data_dir, tmp_path, capsys):
+  def refused(*more, verb="show-batch", where=folder):
+    with pytest.raises(SystemExit) as ended:
+      cli.main([verb, *flags(where, encoder, data_dir), *more])
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+  other = tmp_path / "other"
+  shutil.copytree(encoder, other)
+  said = json.loads((other / "latents.json").read_text())
+  said["mean"][0] += 0.5
+  (other / "latents.json").write_text(json.dumps(said))
+  assert "the latents are stale: they were made by autoencoder" in refused(f"--config.autoencoder={other}")
+  assert "made otherwise (autoencoder" in refused(f"--config.autoencoder={other}", verb="encode")
+  assert "views is 2 there, and 1 now" in refused("--config.data.flip=False")
+  assert "name the autoencoder" in refused("--config.autoencoder=")
+  assert "no autoencoder in" in refused("--config.autoencoder=/nowhere")
+  assert "make them with `vdt encode`" in refused(where=tmp_path)
+  torn = tmp_path / "torn"
+  shutil.copytree(folder, torn)
+  shard = torn / "latents" / "train-00000.npy"
+  shard.write_bytes(shard.read_bytes()[:-100])
+  assert "train-00000.npy is not whole" in refused(where=torn)
+  (torn / "latents" / "latents.json").write_text("{")
+  assert "is damaged" in refused(where=torn)
+
+
+def test_a_model_of_latents_trains_samples_and_is_measured_in_pixels(folder, encoder, data_dir, tmp_path):
+  """From clips to a page: what is sampled and scored is decoded, beside the floor that the autoencoder sets."""
+  run = [*flags(folder, encoder, data_dir), f"--workdir={tmp_path}/run", "--config.steps=4"]
+  cli.main(["train", *run])
+  tables = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+  made_by, clips = autoencoder.load(encoder), get_config("latents").data.source
+  truth = pixels(dataclasses.replace(clips, data_dir=data_dir, split="test").batch(0)["video"][:4])
+  again = np.asarray(made_by.decode(made_by.params, made_by.encode(made_by.params, truth)))
+  floor = np.square(again - truth)[:, 1:].mean()
+  assert tables["prediction/mse/reconstruction"] == pytest.approx(floor, rel=1e-3)
+  assert tables["prediction/mse/single sample"] > 0
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert "reconstructions" in page and "samples: prediction" in page
+  cli.main(["sample", *run, f"--out={tmp_path}/videos", "--count=2"])
+  assert len(list((tmp_path / "videos").glob("*.mp4"))) == 2
+  frames = np.random.default_rng(0).integers(0, 255, (1, 16, 16, 3), np.uint8)
+  np.save(tmp_path / "given.npy", frames)
+  cli.main(["sample", *run, f"--out={tmp_path}/given", "--count=1", f"--given={tmp_path}/given.npy"])
+  cli.main(["show-batch", *run[:-1], f"--out={tmp_path}/batch.html", "--count=2"])
+  assert "bfloat16 (2, 4, 4, 6)" in (tmp_path / "batch.html").read_text()
+
+
+def test_a_mask_of_pixels_becomes_one_of_latents(encoder):
+  between = space.Space(autoencoder.load(encoder))
+  given = np.zeros((1, 5, 16, 16, 1), np.float32)
+  given[:, 0] = 1  # the first frame has a latent of its own
+  given[:, 1:4] = 1  # three of the four of the second
+  given[:, 4, :8] = 1
+  mask = between.mask(given)[0, ..., 0]
+  assert mask.shape == (2, 4, 4) and mask[0].all() and mask[1, :2].all() and not mask[1, 2:].any()
+  assert [between.frames(count) for count in (None, 1, 4, 5)] == [None, 1, 1, 2]
