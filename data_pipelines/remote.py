@@ -56,7 +56,7 @@ def local(directory: str, cache: str | None = None) -> str:
   Raises:
     FileNotFoundError: no such bucket or folder, or no data set in it.
     PermissionError: the bucket may not be read, or the cache not be written.
-    ValueError: the set is not whole, or changed while it was copied, or its mirror has since, or another scheme.
+    ValueError: the set is not whole, or changed while it was copied, or its mirror has since; another scheme; no gcsfs.
     OSError: the disk is full, the bucket did not answer for PATIENCE seconds, or a file arrives damaged.
   """
   if "://" not in directory:
@@ -66,8 +66,8 @@ def local(directory: str, cache: str | None = None) -> str:
   try:
     import gcsfs
     import tenacity  # noqa: F401
-  except ImportError as error:
-    raise ImportError(f"{directory} needs the extra [gcs]: pip install 'vdt[gcs]' ({error})") from None
+  except ImportError:
+    raise ValueError(f"{directory} is read through gcsfs and tenacity: pip install 'vdt[gcs]'") from None
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of whatever is raised
   directory = directory.rstrip("/")
   bucket = gcsfs.GCSFileSystem()
