@@ -8,7 +8,7 @@ WORKDIR /vdt
 # What vdt needs, in a layer of its own, which changes with these two files alone.
 COPY setup.py constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt setuptools wheel \
-    && pip install --no-cache-dir --no-build-isolation -c constraints.txt '.[tpu,cloud]' \
+    && pip install --no-cache-dir --no-build-isolation -c constraints.txt '.[tpu,cloud,gcs]' \
     && rm -rf build
 
 COPY vdt vdt

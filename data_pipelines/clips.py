@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import simulated
+from data_pipelines import remote, simulated
 from data_pipelines.reading import Batch, Reader, shuffled
 
 
@@ -22,7 +22,8 @@ class Clips(Reader):
   start, and in their middle. strides: one is drawn for each training clip, of those for which what is stored is long
   enough: it shows every so many-th frame. flip: mirror half of the training clips, left to right. turn: turn each of
   them by 0, 90, 180 or 270 degrees. Epochs are shuffled apart. seed: of all that is drawn in training; what is held out
-  comes in one order. prefetch, readers: see `Reader`.
+  comes in one order. prefetch, readers: see `Reader`. cache: where the mirror of a data_dir gs://... is kept, see
+  `remote.local`.
   """
 
   name: str
@@ -37,10 +38,12 @@ class Clips(Reader):
   strides: tuple[int, ...] = (1,)
   prefetch: int = 2
   readers: int = 2
+  cache: str | None = None
 
   @property
   def directory(self) -> str:
-    return os.path.join(self.data_dir, self.name)
+    """On this machine."""
+    return remote.local(os.path.join(self.data_dir, self.name), self.cache)
 
   def prepare(self) -> None:
     """FileNotFoundError if the data set is not there, ValueError if it does not hold what is asked for."""
@@ -169,4 +172,4 @@ class SimulatedClips(Clips):
 
   @functools.cached_property
   def directory(self) -> str:
-    return os.fspath(simulated.prepare(self.name, self.data_dir))
+    return os.fspath(simulated.prepare(self.name, self.data_dir, self.cache))

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_pipelines.remote import local
 from data_pipelines.scenes import SCENES, simulate
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -130,8 +131,9 @@ class Simulated(tfds.core.GeneratorBasedBuilder):
       )
 
 
-def prepare(config: str | SimulatedConfig, data_dir: str | os.PathLike) -> Path:
-  """Builds a configuration under `data_dir`, on a local disk, unless it is there; returns its directory.
+def prepare(config: str | SimulatedConfig, data_dir: str | os.PathLike, cache: str | None = None) -> Path:
+  """Builds a configuration under `data_dir`, on a local disk, unless it is there; returns its directory. In a bucket it
+  must be there, and is read by its mirror in `cache`.
 
   Another process that asks for the same one waits for the first; a build that was cut off leaves nothing that
   counts as a data set.
@@ -144,7 +146,7 @@ def prepare(config: str | SimulatedConfig, data_dir: str | os.PathLike) -> Path:
     if config not in named:
       raise ValueError(f"unknown simulated data set {config!r}: choose one of {', '.join(named)}")
     config = named[config]
-  directory = Path(data_dir) / "simulated" / config.name / str(Simulated.VERSION)
+  directory = Path(local(os.path.join(data_dir, "simulated", config.name, str(Simulated.VERSION)), cache))
   if directory.exists():
     metadata = json.loads((directory / "metadata.json").read_text())
     if metadata.get("recipe") != config.recipe():
