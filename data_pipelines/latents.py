@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from data_pipelines import remote
 from data_pipelines.reading import Batch, Reader, by_threads, shuffled
 
 NAMES = ("autoencoder", "source", "views", "shape", "apart", "counts", "shard", "mean", "std")
@@ -41,10 +42,12 @@ class Latents(Reader):
   flip: bool = False
   prefetch: int = 2
   readers: int = 2
+  cache: str | None = None
 
-  @property
+  @functools.cached_property
   def directory(self) -> str:
-    return os.path.join(self.data_dir, self.name)
+    """On this machine."""
+    return remote.local(os.path.join(self.data_dir, self.name), self.cache, "latents.json")
 
   @property
   def views(self) -> int:

@@ -45,13 +45,13 @@ class File(NamedTuple):
 
 
 @functools.cache
-def local(directory: str, cache: str | None = None) -> str:
+def local(directory: str, cache: str | None = None, mark: str = "dataset_info.json") -> str:
   """Where the data set at `directory` can be read: there, or if that is gs://..., a mirror of it in the folder `cache`.
 
   The mirror is named by a hash of what the bucket says of its files, so that a set that was changed is copied anew,
   beside the old one. Each file is copied once a machine, whatever the number of processes, and checked; what a killed
   process has copied is kept. The bucket is asked once a process, so that a process reads one copy. cache: by default
-  the environment's VDT_CACHE, or ~/.cache/vdt.
+  the environment's VDT_CACHE, or ~/.cache/vdt. mark: the file that a whole data set has.
 
   Raises:
     FileNotFoundError: no such bucket or folder, or no data set in it.
@@ -71,7 +71,7 @@ def local(directory: str, cache: str | None = None) -> str:
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of whatever is raised
   directory = directory.rstrip("/")
   bucket = gcsfs.GCSFileSystem()
-  files = _listed(bucket, directory)
+  files = _listed(bucket, directory, mark)
   identity = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
   root = Path(cache or os.environ.get("VDT_CACHE") or "~/.cache/vdt").expanduser() / directory.removeprefix("gs://")
   mirror = root / identity
@@ -79,7 +79,7 @@ def local(directory: str, cache: str | None = None) -> str:
     try:
       with _locked(root):
         if not mirror.exists():
-          _copy(bucket, directory, files, mirror)
+          _copy(bucket, directory, files, mirror, mark)
     except OSError as error:
       if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise OSError(
@@ -94,7 +94,7 @@ def local(directory: str, cache: str | None = None) -> str:
   return str(mirror)
 
 
-def _listed(bucket: Any, directory: str) -> list[File]:
+def _listed(bucket: Any, directory: str, mark: str) -> list[File]:
   """The files of a data set. FileNotFoundError or ValueError if it is none, or not whole."""
   digits = lambda text: base64.b64decode(text).hex() if text else ""
   entries = _ask(directory, threading.Event(), bucket.ls, directory, detail=True, refresh=True)
@@ -103,10 +103,10 @@ def _listed(bucket: Any, directory: str) -> list[File]:
     for entry in entries
     if entry["type"] == "file" and not entry["name"].endswith("/")
   )
-  if "dataset_info.json" not in {file.name for file in files}:
+  if mark not in {file.name for file in files}:
     raise FileNotFoundError(
-      f"no data set at {directory} (there is no dataset_info.json): make one with `vdt ingest` and upload its folder, "
-      f"or set data.data_dir"
+      f"no data set at {directory} (there is no {mark}): make one with `vdt ingest`, or `vdt encode`, and upload its "
+      f"folder, or set data.data_dir"
     )
   shards = [found.groups() for file in files if (found := re.fullmatch(r"(.+)-\d{5,}-of-(\d{5,})", file.name))]
   for (stem, whole), count in collections.Counter(shards).items():
@@ -128,7 +128,7 @@ def _locked(root: Path) -> Iterator[None]:
     yield
 
 
-def _copy(bucket: Any, directory: str, files: list[File], mirror: Path) -> None:
+def _copy(bucket: Any, directory: str, files: list[File], mirror: Path, mark: str) -> None:
   """Copies `files` beside `mirror`, which is renamed to it when all are there and the bucket has not changed since."""
   partial = mirror.with_name(mirror.name + ".partial")
   for other in mirror.parent.glob("*.partial"):
@@ -150,10 +150,10 @@ def _copy(bucket: Any, directory: str, files: list[File], mirror: Path) -> None:
     except BaseException as error:
       stop.set()
       pool.shutdown(cancel_futures=True)
-      if isinstance(error, (FileNotFoundError, Damaged)) and _listed(bucket, directory) != files:
+      if isinstance(error, (FileNotFoundError, Damaged)) and _listed(bucket, directory, mark) != files:
         raise ValueError(f"{directory} was changed while it was copied: start again when that is finished") from error
       raise
-  if _listed(bucket, directory) != files:
+  if _listed(bucket, directory, mark) != files:
     raise ValueError(f"{directory} was changed while it was copied: start again when that is finished")
   os.rename(partial, mirror)
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
+
+from vdt.workdirs import absolute
 
 LONGEST = 12**-0.5  # the relative length of the mean of all steps, gamma = 0
 
@@ -59,7 +60,7 @@ class Averages:
   def __init__(self, workdir: str, create: bool = True):
     options = ocp.CheckpointManagerOptions(create=create, cleanup_tmp_directories=create)
     handlers = {"averages": ocp.PyTreeCheckpointHandler(use_compression=False), "lengths": ocp.JsonCheckpointHandler()}
-    path = epath.Path(workdir).resolve() / "averages"
+    path = absolute(workdir) / "averages"
     if not create and not path.exists():
       raise ValueError(f"no averages in {path}: train with config.averages, say (0.05, 0.1)")
     self.manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)

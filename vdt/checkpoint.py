@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from vdt import distributed
 from vdt.averages import Averages
 from vdt.sharding import path_name
+from vdt.workdirs import absolute
 
 
 class State(NamedTuple):
@@ -46,7 +46,7 @@ class Checkpointer:
   """
 
   def __init__(self, workdir: str, keep: int = 3, create: bool = True, averages: tuple[float, ...] = ()):
-    self.directory = epath.Path(workdir).resolve() / "checkpoints"  # Orbax refuses relative paths
+    self.directory = absolute(workdir) / "checkpoints"
     if not create and not self.directory.exists():
       raise FileNotFoundError(f"no checkpoints at {self.directory}: train there first, or name another --workdir")
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=create)

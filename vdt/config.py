@@ -290,6 +290,7 @@ RESUMABLE = (
   "keep",
   "data.prefetch",
   "data.readers",
+  "data.cache",
   "profile",
   "spike",
   "roll_back",

@@ -81,6 +81,11 @@ def one_line(path: Any) -> Iterator[None]:
     raise OSError(f"{path} cannot be written ({reason[:200]}): is the disk full?") from error
 
 
+def absolute(workdir: str) -> epath.Path:
+  """As Orbax wants paths; a bucket's (gs://...) is one already, and `resolve` would make a local one of it."""
+  return epath.Path(workdir) if "://" in workdir else epath.Path(workdir).resolve()
+
+
 def saved(path: epath.Path) -> list[int]:
   """The steps of complete checkpoints: Orbax gives one its name, the step, when it is."""
   folder = path / "checkpoints"
