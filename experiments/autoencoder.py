@@ -33,15 +33,18 @@ def get_config(variant: str = "full") -> Config:
     case "full":
       pass
     case "simulated" | "real":
-      config.data = SimulatedClips(name="mixed64x17", frames=17, size=(64, 64), batch_size=4, flip=True, turn=True)
+      shape = dict(frames=17, size=(64, 64), batch_size=4, flip=True, turn=True)
+      config.data, config.steps = SimulatedClips(name="mixed64x17", **shape), 1_600
       if variant == "real":
-        config.data = Clips(name="real_ae", frames=17, size=(64, 64), batch_size=4, flip=True, turn=True)
+        config.data, config.steps = Clips(name="real_ae", **shape), 600
         config.evals["fidelity"].count = 30  # all that experiments/real_clips_test.txt leaves
       config.model = VideoAutoencoder(latents=48, dtype="float32")
       config.diffusion = Reconstruction(error="l2", kl=1e-6, motion=1.0, still=0.1)
-      config.steps, config.log_every, config.save_every = 1_600, 50, 400
+      config.log_every, config.save_every = 50, 400
       config.optimizer = Muon(lr=1e-2, warmup=20, decay=config.steps)
       config.ema = 0.99
+      if variant == "real":  # it starts from the simulated run's weights
+        config.optimizer.lr, config.diffusion.motion, config.diffusion.still = 5e-3, 2.0, 0.2
     case "tiny":
       config.data = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
       config.model = VideoAutoencoder(cell=(4, 2, 2), widths=(16, 32), blocks=(1, 1), latents=8, dtype="float32")

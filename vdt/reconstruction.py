@@ -76,7 +76,7 @@ class Reconstruction:
     moments, size = Moments(), config.data.batch_size
     for number in range(-(-count // size)):
       clips = config.data.batch(number)["video"][: count - number * size]
-      moments.add(in_chunks(encode, (pixels(clips),)))
+      moments.add(in_chunks(encode, (pixels(clips),), size))
     said = {"step": step, "clips": count, "mean": moments.mean.tolist(), "std": moments.std.tolist()}
     if distributed.first():
       workdirs.rewrite(epath.Path(workdir) / LATENTS, json.dumps(said, indent=2))

@@ -98,7 +98,9 @@ def main():
   options = parser.parse_args()
   found = {}
   for workdir in options.workdirs:
-    config, _ = cli.parse([f"--workdir={workdir}"], flags.FlagValues())
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run", flag_values=values)
+    config, _ = cli.parse([f"--workdir={workdir}"], values)
     data = dataclasses.replace(config.data, split="test")
     data.prepare()
     videos = real_videos(data, len(data))
