@@ -13,10 +13,10 @@ Measured, simulated, one run of 1,600 steps of 4 clips, 28 minutes on one shared
 by the principal components of training clips, has 29.3 (200 clips, frames after the first), and taef2, with 2.3 times
 as many numbers, 35.0 on 32 clips where this has 33.6. What stands still comes back with a deviation over time of 0.0042
 (root mean square; 0.0019 in the mean), more than the 1/255 = 0.0039 aimed at. The rate and the optimizer were chosen by
-runs of 150 steps on the same held-out clips. Real, from that run's weights, stopped at step 441 of 460 (its schedule was
-shortened twice, from 900 and 600, as the machine grew busy; 6 minutes of one core): 28.3 dB on all 30 held-out clips,
-where taef2 has 26.8, principal components 28.3, and JPEG of as many bits as the latents in bfloat16 36.0; still 0.0051.
-Details: benchmarks/results/autoencoders.json.
+runs of 150 steps on the same held-out clips. Real, from that run's weights, stopped at step 441 of 460 (its schedule
+was shortened twice, from 900 and 600, as the machine grew busy; 6 minutes of one core): 28.3 dB on all 30 held-out
+clips, where taef2 has 26.8, principal components 28.3, and JPEG of as many bits as the latents in bfloat16 36.0; still
+0.0051. Details, but for principal components, which were computed by hand: benchmarks/results/autoencoders.json.
 """
 
 from data_pipelines.clips import Clips, SimulatedClips
