@@ -103,7 +103,7 @@ def test_a_run_of_ours_is_an_autoencoder_with_standard_latents(tmp_path, data_di
     tasks=Tasks(),
     sampler=Reconstruct(),
     optimizer=AdamW(lr=1e-3, warmup=1),
-    mesh=Mesh(data=2),
+    mesh=Mesh(data=1),
     log_every=1,
     save_every=2,
   )

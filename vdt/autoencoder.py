@@ -165,7 +165,7 @@ def trained(workdir: str, step: int | None = None) -> Autoencoder:
   like = jax.eval_shape(network.init, jax.random.key(0))
   named = {path_name(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(ema)}
   ema = jax.tree_util.tree_map_with_path(lambda key, _: jnp.asarray(named[path_name(key)]), like)
-  shift, scale = (jnp.asarray(said[name], jnp.float32) for name in ("mean", "std"))
+  shift, scale = jnp.asarray(said["mean"], jnp.float32), jnp.maximum(jnp.asarray(said["std"], jnp.float32), 1e-6)
   settings = {"kind": "VideoAutoencoder", **{name: value for name, value in stored["model"].items() if name != "remat"}}
   params = {"weights": ema, "shift": shift, "scale": scale}
   return Autoencoder(params, model.factor, model.latents, model.reach, settings, network.encode, network.decode)
@@ -186,27 +186,23 @@ def of(network: models.Published, params: dict[str, Any], settings: dict[str, An
   return Autoencoder(params, network.factor, network.channels, None, settings, network.encode, network.decode)
 
 
-KL = {
-  "block_out_channels": None,
-  "layers_per_block": None,
-  "latent_channels": None,
-  "norm_num_groups": None,
-  "in_channels": 3,
-  "out_channels": 3,
-  "act_fn": "silu",
+FREE = {
+  "AutoencoderKL": ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups"),
+  "AutoencoderKLWan": ("base_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "z_dim"),
 }
-WAN = {
-  "base_dim": None,
-  "dim_mult": None,
-  "num_res_blocks": None,
-  "temperal_downsample": None,
-  "z_dim": None,
-  "in_channels": 3,
-  "out_channels": 3,
-  "attn_scales": [],
-  "is_residual": False,
-  "patch_size": None,
+"""What diffusers' config.json has to say."""
+FIXED = {
+  "AutoencoderKL": {"in_channels": 3, "out_channels": 3, "act_fn": "silu"},
+  "AutoencoderKLWan": {
+    "in_channels": 3,
+    "out_channels": 3,
+    "attn_scales": [],
+    "is_residual": False,
+    "patch_size": None,
+  },
 }
+"""What it may say, but no other value."""
+OPTIONAL = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "decoder_base_dim")
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of the attention's arrays in AutoencoderKL's older files, where they are convolutions or matrices."""
 
@@ -214,23 +210,17 @@ OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 def diffusers(folder: pathlib.Path, said: dict[str, Any]) -> Autoencoder:
   """AutoencoderKL or AutoencoderKLWan (as Wan 2.1 has it). ValueError for what of its config is not known here."""
   kind = said["_class_name"]
-  if kind not in ("AutoencoderKL", "AutoencoderKLWan"):
-    raise ValueError(f"{folder} holds a {kind}: AutoencoderKL and AutoencoderKLWan are known")
-  wan = kind == "AutoencoderKLWan"
-  known = WAN if wan else KL
-  if missing := [name for name, value in known.items() if value is None and name not in said and name != "patch_size"]:
+  if kind not in FREE:
+    raise ValueError(f"{folder} holds a {kind}: {' and '.join(FREE)} are known")
+  if missing := [name for name in FREE[kind] if name not in said]:
     raise ValueError(f"{folder}/config.json does not say {', '.join(missing)}")
-  config = {name: said.get(name, value) for name, value in known.items()}
-  free = [name for name, value in known.items() if value is None and name != "patch_size"]
-  if wrong := [
-    f"{name} {config[name]!r}" for name, value in known.items() if name not in free and config[name] != value
-  ]:
+  if wrong := [f"{name} {said[name]!r}" for name, value in FIXED[kind].items() if said.get(name, value) != value]:
     raise ValueError(f"{folder} is a {kind} with {', '.join(wrong)}, which is not known here")
   blocks = [*said.get("down_block_types", []), *said.get("up_block_types", [])]
   if strange := {*blocks} - {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
     raise ValueError(f"{folder} is a {kind} with {', '.join(sorted(strange))}, which is not known here")
-  for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "decoder_base_dim"):
-    config |= {name: said[name]} if name in said else {}
+  config = {name: said[name] for name in (*FREE[kind], *OPTIONAL) if name in said} | FIXED[kind]
+  wan = kind == "AutoencoderKLWan"
   network = models.wan(config) if wan else models.kl(config)
   channels, arrays = network.channels, adopted(read(folder), network.needed, str(folder))
   mean, std, ones = said.get("latents_mean"), said.get("latents_std"), np.ones(channels, np.float32)

@@ -160,7 +160,8 @@ class Muon(AdamW):
 
 @dataclasses.dataclass
 class Config:
-  """One experiment. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
+  """One experiment. `diffusion` and `sampler` are what is trained and what is shown of it, for an autoencoder those of
+  `vdt.reconstruction`. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
 
   cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights,
   warmed up as min(ema, (1 + step) / (10 + step)). averages: relative lengths of power-function averages that every

@@ -1,13 +1,14 @@
 r"""What does an autoencoder lose, beside an image autoencoder, and JPEG of as many bits?
 
   vdt train --config experiments/autoencoder.py:simulated --workdir runs/ae_simulated       (and :real)
-  python experiments/benchmarks/autoencoders.py runs/ae_simulated runs/ae_real [--taef2 FOLDER] [--json FILE]
+  python experiments/benchmarks/autoencoders.py runs/ae_simulated runs/ae_real [--taef2 FOLDER] [--clips 32]
 
-PSNR in dB over all held-out clips of each run's data set (from the mean squared error of all of them, values in
+PSNR in dB over the first held-out clips of each run's data set (from the mean squared error of all of them, values in
 [0, 1]), of each run's autoencoder, of taef2, frame by frame, and of JPEG (cv2, the better of 4:2:0 and 4:4:4) at the
 highest quality, one for all frames, whose mean bytes are at most those of the latents in bfloat16: two for each number.
 Bytes of JPEG are those from the start of its scan on; the headers, about 600 bytes a frame, are not counted. "still":
-the root of the mean variance over time, in [0, 1], of what comes back of each first frame, repeated; 1/255 is 0.0039.
+the deviation over time, in [0, 1], of what comes back of each first frame, repeated: the root of its mean square, and
+its mean over pixels; 1/255 is 0.0039.
 Then what holds exactly: how far latents move when later frames are edited, and how far parts and tiles are from the
 whole.
 """
@@ -54,7 +55,9 @@ def of(autoencoder, videos):
   """The figures of one autoencoder, and of JPEG at as many bits."""
   there = jax.jit(lambda x: autoencoder.decode(autoencoder.params, autoencoder.encode(autoencoder.params, x)))
   made = in_chunks(there, (videos,), CHUNK)
-  frozen = in_chunks(there, (np.repeat(videos[:, :1], videos.shape[1], axis=1),), CHUNK)
+  frozen = np.repeat(videos[:, :1], videos.shape[1], axis=1)
+  if autoencoder.factor[0] > 1:  # frame by frame, equal frames come back equal
+    frozen = in_chunks(there, (frozen,), CHUNK)
   height, width = (size // factor for size, factor in zip(videos.shape[2:4], autoencoder.factor[1:]))
   values = autoencoder.frames(videos.shape[1]) * height * width * autoencoder.channels
   quality = jpeg(videos, 2 * values)
@@ -64,6 +67,7 @@ def of(autoencoder, videos):
     "PSNR": psnr(made, videos),
     "PSNR, mean of clips": float(np.mean([psnr(*pair) for pair in zip(made, videos)])),
     "still": flicker(frozen),
+    "still, mean of pixels": float(0.5 * frozen.std(axis=1).mean()),
     "JPEG": dict(zip(("PSNR", "quality", "bytes a clip"), quality)),
   }
 
@@ -94,25 +98,29 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("workdirs", nargs="+")
   parser.add_argument("--taef2", help="the folder of the tiny image autoencoder's .npz files")
+  parser.add_argument("--clips", type=int, default=32, help="of each data set, at most")
   parser.add_argument("--json", type=Path, default=RESULTS)
   options = parser.parse_args()
   found = {}
   for workdir in options.workdirs:
-    config, _ = cli.parse([f"--workdir={workdir}"], flags.FlagValues())
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run", flag_values=values)
+    config, _ = cli.parse([f"--workdir={workdir}"], values)
     data = dataclasses.replace(config.data, split="test")
     data.prepare()
-    videos = real_videos(data, len(data))
+    videos = real_videos(data, min(options.clips, len(data)))
     own = load(workdir)
     rows = {"ours": of(own, videos)}
     if options.taef2:
       rows["taef2"] = of(load(options.taef2), videos)
-    found[config.data.name] = {"clips": len(data), **rows, "exactness": exactness(own, videos)}
-    print(f"{config.data.name}, {len(data)} held-out clips of {videos.shape[1:4]}")
+    found[config.data.name] = {"clips": len(videos), **rows, "exactness": exactness(own, videos)}
+    print(f"{config.data.name}, {len(videos)} held-out clips of {videos.shape[1:4]}")
     for name, row in rows.items():
       coded = row["JPEG"]
       print(
         f"  {name:6} {row['PSNR']:.2f} dB ({row['PSNR, mean of clips']:.2f} mean of clips), "
-        f"{row['pixel values over numbers']:.1f} times fewer numbers, still {row['still']:.4f}; JPEG of as many bits "
+        f"{row['pixel values over numbers']:.1f} times fewer numbers, still {row['still']:.4f} "
+        f"({row['still, mean of pixels']:.4f} mean of pixels); JPEG of as many bits "
         f"{coded['PSNR']:.2f} dB (quality {coded['quality']})"
       )
     print("  " + "\n  ".join(f"{name}: {value:.3g}" for name, value in found[config.data.name]["exactness"].items()))
