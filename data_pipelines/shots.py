@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines import video
 
+VERSION = 1  # raise it when other records are made
 SIDE = 96  # pixels of the short side for cuts and motion
 SHARP_SIDE = 256  # of that for sharpness
 GRID = 8.0  # frames a second for motion and for the comparison of clips
@@ -32,7 +33,7 @@ class Cutting:
   """
 
   cut_ratio: float = 3.0
-  cut_content: float = 15.0
+  cut_content: float = 13.0
   longest: float = 20.0
 
   def __post_init__(self):
@@ -41,7 +42,8 @@ class Cutting:
 
 
 def examine(path: str | Path, cutting: Cutting = Cutting()) -> dict[str, Any]:
-  """The record of a file: what it is, `reason` if it is broken, and its clips in order, as JSON can hold it.
+  """The record of a file: what it is, `reason` if it is broken, its cuts (the first frames of shots) and its clips in
+  order, as JSON can hold it.
 
   A clip has start and end (seconds after the file's first frame; the frame at `end` is not its own), first and last
   (frames, counted from 0; `last` is not its own), measures (see `_measures`), pictures (JPEG), thumbs (a frame every
@@ -63,7 +65,7 @@ def examine(path: str | Path, cutting: Cutting = Cutting()) -> dict[str, Any]:
     return found | {"reason": "damaged: " + "; ".join(damage)}
   if progress.errors:
     return found | {"reason": f"damaged: {progress.errors} errors while decoding"}
-  return found | {"clips": watched.clips(progress.duration)}
+  return found | {"clips": watched.clips(progress.duration), "cuts": sorted(watched.cuts)}
 
 
 class _Watched:
@@ -135,7 +137,8 @@ class _Watched:
     """The clips of the file that lasts `duration` seconds."""
     for _ in range(WINDOW):  # the frames that the detector holds back
       self._detect(self.small)
-    edges = sorted({0, *self.cuts} - {len(self.times)})
+    self.cuts -= {0, len(self.times)}
+    edges = [0, *sorted(self.cuts)]
     ends = [*self.times, duration]
     found = []
     for first, last in zip(edges, [*edges[1:], len(self.times)]):

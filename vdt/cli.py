@@ -26,13 +26,14 @@ VERBS = {
   "logs": "what a launched run printed: DIR",
   "cancel": "ends launched runs, with all they have saved: DIR ...",
   "compare": "the arms of a sweep, or runs, to one page and tables: DIR ...",
+  "curate": "a folder of video files to the clips that are worth training on: DIR --out DIR",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
 PROGRAMS = {"import": "import_weights"}
 """Verbs that are no names of functions."""
 SWITCHES = ("dry_run", "check")
 """Flags that need no value, and may be said with a "no" before them."""
-EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
+EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, flags.Error)
 """What our own checks raise; anything else that ends a program is told with its kind."""
 
 
@@ -320,9 +321,20 @@ def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[pat
   return named
 
 
+def curate(rest: list[str]) -> None:
+  from data_pipelines import curate as program
+
+  run(program, rest)
+
+
 def ingest(rest: list[str]) -> None:
   from data_pipelines import ingest as program
 
+  run(program, rest)
+
+
+def run(program: Any, rest: list[str]) -> None:
+  """A program of data_pipelines, which has flags of its own."""
   try:
     program.main(rest)
   except SystemExit as ended:  # argparse has said what is wrong, and means 2
