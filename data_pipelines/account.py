@@ -54,8 +54,12 @@ def settle(
     entry["clips"] = []
     for place, clip in enumerate(record["clips"]):
       about = {key: clip[key] for key in ("start", "end", "first", "last", "measures")}
-      reason = limits.reason(clip) or _shows_same(losers.get((known["sha256"], place)), used, found)
-      entry["clips"].append(about | ({"reason": reason} if reason else {}))
+      reason, twin = limits.reason(clip), losers.get((known["sha256"], place))
+      if twin:
+        other = found[twin[0]]["clips"][twin[1]]
+        reason = f"near-duplicate: of {used[twin[0]]['file']}, {other['start']:.2f} to {other['end']:.2f} s"
+      same = {"same as": [twin[0], twin[1]]} if twin else {}
+      entry["clips"].append(about | ({"reason": reason} if reason else {}) | same)
       if not reason:
         kept.append({"file": entry["file"], "sha256": entry["sha256"], **about, "split": entry["split"], **row})
   settings = {"cutting": dataclasses.asdict(store.cutting), "limits": dataclasses.asdict(limits)}
@@ -85,22 +89,17 @@ def settle(
 
 
 def _losers(pairs: list[Any], used: dict[str, Any], found: dict[str, Any]) -> dict[Clip, Clip]:
-  """Each clip that another one is kept for. Kept is that of the split test, then the larger, the longer (by half
-  seconds), that of the file with more bytes a second, and the first by name.
+  """Each clip that another one is kept for.
+
+  Kept is that of the split test, then that of more pixels, of the longer shot (in half seconds), of a file with fewer
+  cuts, with more bytes a second, and the first by name.
   """
 
   def rank(clip: Clip) -> tuple:
     file, record = used[clip[0]], found[clip[0]]
     about = record["clips"][clip[1]]
-    pixels = about["measures"]["height"] * about["measures"]["width"]
-    length = round(2 * (about["end"] - about["start"]))
-    return file["split"] != "test", -pixels, -length, -file["bytes"] / record["duration"], file["file"], clip[1]
+    size = -about["measures"]["height"] * about["measures"]["width"], -round(2 * about["shot"])
+    file_rank = len(record["cuts"]), -file["bytes"] / record["duration"], file["file"]
+    return file["split"] != "test", *size, *file_rank, clip[1]
 
   return duplicates.losers(((tuple(one[:2]), tuple(other[:2])) for one, other, _ in pairs), rank)
-
-
-def _shows_same(winner: Clip | None, used: dict[str, Any], found: dict[str, Any]) -> str | None:
-  if winner is None:
-    return None
-  clip = found[winner[0]]["clips"][winner[1]]
-  return f"near-duplicate: of {used[winner[0]]['file']}, {clip['start']:.2f} to {clip['end']:.2f} s"

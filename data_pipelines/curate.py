@@ -46,8 +46,8 @@ def curate(
 
   Raises:
     FileNotFoundError: no such folder, captions file or list of test files.
-    ImportError: the extra `curation` is not installed.
-    ValueError: no files, a bad captions file, an unknown test file or flag, `out` holds something else.
+    ValueError: no files, a bad captions file, an unknown test file or flag, `out` holds something else, or the extra
+      `curation` is not installed.
     OSError: `out` cannot be written; finished files are kept.
   """
   beam, options = _beam(list(beam_flags))
@@ -79,7 +79,8 @@ def curate(
     records.put(out / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
     records.put(out / "sheet.html", sheet.render(manifest, store))
     records.put(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    store.clear("sums", "pairs", "tmp")
+    store.clear("sums", "pairs")
+    store.sweep()
   except OSError as error:
     said = error.strerror or error
     raise OSError(f"cannot write {out}: {said} (run the same command again: finished files are kept)") from error
@@ -131,7 +132,7 @@ def _find(directory: Any, skip: tuple) -> dict[str, Any]:
 
 
 def _beam(flags: list[str]) -> tuple[Any, Any]:
-  """Beam and its options of `flags`. ImportError without the extra, ValueError for flags that nobody knows."""
+  """Beam and its options of `flags`. ValueError without the extra, and for flags that nobody knows."""
   try:
     logging.disable(logging.WARNING)  # it warns of clients that are needed nowhere here
     import apache_beam as beam
@@ -139,7 +140,7 @@ def _beam(flags: list[str]) -> tuple[Any, Any]:
     import scenedetect  # noqa: F401
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
-    raise ImportError(f"curation needs the extra of that name ({error}): pip install -e '.[curation]'") from None
+    raise ValueError(f"curation needs {error.name}: pip install 'vdt[curation]'") from None
   finally:
     logging.disable(logging.NOTSET)
   parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
@@ -206,7 +207,7 @@ if __name__ == "__main__":
 
   try:
     module.main()
-  except (ValueError, OSError, ImportError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"curate: {error}")
   except KeyboardInterrupt:
     print("interrupted: run the same command again to go on", file=sys.stderr)

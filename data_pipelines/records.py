@@ -59,9 +59,16 @@ class Store:
     return [json.loads(line) for line in sorted(line for text in texts for line in text.splitlines())]
 
   def clear(self, *kinds: str) -> None:
-    for kind in kinds:
-      for path in epath.Path(self.folder).glob("*.tmp" if kind == "tmp" else f"{kind}-*.jsonl"):
-        path.unlink()
+    """Removes what the pipeline has written of these kinds."""
+    for path in (path for kind in kinds for path in epath.Path(self.folder).glob(f"{kind}-*.jsonl")):
+      path.unlink()
+
+  def sweep(self) -> None:
+    """Removes what killed runs have left half done."""
+    for path in epath.Path(self.folder).glob("*.tmp"):
+      path.unlink()
+    for path in epath.Path(self.folder).glob("beam-temp-*"):
+      path.rmtree()
 
 
 @functools.lru_cache(maxsize=64)

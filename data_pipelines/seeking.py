@@ -33,7 +33,7 @@ def table(container: av.container.InputContainer, stream: av.VideoStream, longes
       times.append(packet.pts)
       if packet.is_keyframe:
         keys.append((packet.pts, packet.pts if packet.dts is None else min(packet.dts, packet.pts)))
-  except (av.error.FFmpegError, OSError):
+  except (av.error.FFmpegError, OSError, IndexError):
     return None
   times.sort()
   gaps = [later - earlier for earlier, later in itertools.pairwise(times)]

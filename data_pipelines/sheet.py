@@ -40,7 +40,7 @@ def render(manifest: dict[str, Any], store: records.Store) -> str:
     groups=groups,
     files=files,
     most=FILES,
-    pictures=lambda clip: store.load(clip["sha256"])["clips"][clip["place"]]["pictures"],
+    pictures=lambda sha256, place: store.load(sha256)["clips"][place]["pictures"],
   )
 
 

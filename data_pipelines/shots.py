@@ -42,20 +42,24 @@ class Cutting:
 
 
 def examine(path: str | Path, cutting: Cutting = Cutting()) -> dict[str, Any]:
-  """The record of a file: what it is, `reason` if it is broken, its cuts (the first frames of shots) and its clips in
-  order, as JSON can hold it.
+  """The record of a file: what it is, `reason` if it is broken, its cuts (first frames of shots) and clips, in order.
 
-  A clip has start and end (seconds after the file's first frame; the frame at `end` is not its own), first and last
-  (frames, counted from 0; `last` is not its own), measures (see `_measures`), pictures (JPEG), thumbs (a frame every
-  1/GRID s, THUMB x THUMB grey levels) and hashes (distinct perceptual hashes of all its frames, 16 hexadecimal digits).
+  It is what JSON can hold. A clip has start and end (seconds after the file's first frame; the frame at `end` is not
+  its own), first and last (frames, counted from 0; `last` is not its own), shot (seconds of the whole of it), measures
+  (see `_measures`), pictures (JPEG), thumbs (a frame every 1/GRID s, THUMB x THUMB grey levels) and hashes (distinct
+  perceptual hashes of all its frames, 16 hexadecimal digits).
   """
   progress, watched = video.Progress(), _Watched(cutting)
   found: dict[str, Any] = {"clips": []}
   try:
     for time, frame in video.decoded(path, progress):
       watched.add(time, frame)
-  except (ValueError, OSError, av.error.FFmpegError, cv2.error) as error:
-    found["reason"] = error.reason if isinstance(error, video.VideoError) else f"cannot be converted: {error}"
+    if progress.probe.codec == "gif":
+      _check_gif(path)
+  except video.VideoError as error:
+    found["reason"] = error.reason
+  except Exception as error:  # whatever a file does to the libraries that read it, it must not end the run for others
+    found["reason"] = f"cannot be converted: {type(error).__name__}: {error}"
   if progress.probe:
     found |= {key: getattr(progress.probe, key) for key in ("codec", "fps", "sound")}
     found |= {"duration": round(progress.duration, 6), "frames": progress.decoded, "warnings": progress.warnings}
@@ -66,6 +70,18 @@ def examine(path: str | Path, cutting: Cutting = Cutting()) -> dict[str, Any]:
   if progress.errors:
     return found | {"reason": f"damaged: {progress.errors} errors while decoding"}
   return found | {"clips": watched.clips(progress.duration), "cuts": sorted(watched.cuts)}
+
+
+def _check_gif(path: str | Path) -> None:
+  """FFmpeg paints over damage in a GIF; Pillow tells of it. Raises VideoError."""
+  from PIL import Image, ImageSequence
+
+  try:
+    with Image.open(path) as image:
+      for picture in ImageSequence.Iterator(image):
+        picture.load()
+  except Exception as error:  # of many kinds
+    raise video.VideoError(path, f"damaged: {error}") from None
 
 
 class _Watched:
@@ -120,7 +136,7 @@ class _Watched:
       large = video.shrunk(frame, SHARP_SIDE)
       sharp = float(cv2.Laplacian(cv2.cvtColor(large, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var())
       light = large.max(axis=2)
-      height = max(1, round(PICTURE * large.shape[0] / large.shape[1]))
+      height = min(max(1, round(PICTURE * large.shape[0] / large.shape[1])), 4 * PICTURE)
       picture = cv2.resize(large, (PICTURE, height), interpolation=cv2.INTER_AREA)[..., ::-1]
       jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
       rows, columns = (np.percentile(light, 98, axis=axis) for axis in (1, 0))
@@ -147,7 +163,8 @@ class _Watched:
       marks = [first, *(int(mark) for mark in np.searchsorted(self.times, inner)), last]
       for begin, end in zip(marks, marks[1:]):
         if begin < end:
-          found.append({"start": ends[begin], "end": ends[end], "first": begin, "last": end} | self._about(begin, end))
+          place = {"start": ends[begin], "end": ends[end], "first": begin, "last": end}
+          found.append(place | {"shot": ends[last] - ends[first]} | self._about(begin, end))
     return found
 
   def _about(self, begin: int, end: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ PROGRAMS = {"import": "import_weights"}
 """Verbs that are no names of functions."""
 SWITCHES = ("dry_run", "check")
 """Flags that need no value, and may be said with a "no" before them."""
-EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, flags.Error)
+EXPECTED = (ValueError, OSError, FloatingPointError, flags.Error)
 """What our own checks raise; anything else that ends a program is told with its kind."""
 
 
