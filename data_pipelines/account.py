@@ -24,7 +24,7 @@ def settle(
   """The kept clips, in order of file and time, and the manifest, from what the pipeline left in `store`.
 
   files: file and split. rows: captions, maybe labels, by file; a file without is captioned by its name. owners: the
-  video of each file that is a caption. Raises OSError if a record is missing.
+  video of each file that is a caption.
   """
   sums = {each["file"]: each for each in store.lines("sums")}
   same: dict[str, list[dict[str, Any]]] = {}
@@ -32,7 +32,7 @@ def settle(
     if records.usable(each):
       same.setdefault(each["sha256"], []).append(each)
   used = {sha256: records.first(group) for sha256, group in same.items()}
-  found = {sha256: store.load(sha256) for sha256 in used}
+  found = {each.pop("sha256"): each for each in store.lines("found")}
   losers = _losers(store.lines("pairs"), used, found)
   entries, kept = [], []
   for file in files:

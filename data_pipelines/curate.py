@@ -26,6 +26,7 @@ from data_pipelines import account, records, sheet, shots, sidecars, sources
 from data_pipelines.filters import Limits
 
 RUNNER = "FnApiRunner"  # in this process; DirectRunner first looks for a binary to download
+KINDS = ("sums", "found", "pairs")
 LOCAL = ("FnApiRunner", "DirectRunner")
 
 
@@ -65,21 +66,20 @@ def curate(
     raise ValueError(f"no files in {directory} but captions")
   rows, odd = sources.read_captions(captions, videos) if captions else ({}, [])
   tests = sources.choose_tests(videos, test_sources, test_fraction)
+  where = lambda path: os.fsencode(str(path) if "://" in str(path) else os.path.abspath(path))
   files = [
-    {"file": name, "path": os.path.abspath(path) if "://" not in str(path) else str(path)}
-    | {"split": "test" if name in tests else "train"}
-    for name, path in videos.items()
+    {"file": name, "path": where(path), "split": "test" if name in tests else "train"} for name, path in videos.items()
   ]
   try:
     store = records.Store.at(out / "records", cutting)
-    store.clear("sums", "pairs")
+    store.clear(*KINDS)
     with beam.Pipeline(options=options) as pipeline:
       build(beam, pipeline, files, store, limits)
     kept, manifest = account.settle(files, store, limits, beside | rows, owners, notes + odd)
     records.put(out / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
     records.put(out / "sheet.html", sheet.render(manifest, store))
     records.put(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    store.clear("sums", "pairs")
+    store.clear(*KINDS)
     store.sweep()
   except OSError as error:
     said = error.strerror or error
@@ -87,29 +87,38 @@ def curate(
   return manifest
 
 
-def build(beam: Any, pipeline: Any, files: list[dict[str, str]], store: records.Store, limits: Limits) -> None:
+def build(beam: Any, pipeline: Any, files: list[dict[str, Any]], store: records.Store, limits: Limits) -> None:
   """The pipeline: files are examined where their content is new; clips that may show the same meet, and are compared.
 
-  Leaves two kinds of text behind in `store`: what each file is ("sums") and which clips show the same ("pairs").
+  files: file, path (bytes) and split. Leaves KINDS of text behind in `store`: what each file is, what is in each
+  content, and which clips show the same.
   """
-  line = lambda label, kind: label >> beam.io.WriteToText(store.prefix(kind), ".jsonl")
+
+  def write(rows: Any, kind: str) -> None:
+    texts = rows | f"{kind} as text" >> beam.Map(records.line)
+    _ = texts | f"write {kind}" >> beam.io.WriteToText(store.prefix(kind), ".jsonl")
+
   sums = (
     pipeline | "files" >> beam.Create(files) | "spread" >> beam.Reshuffle() | "checksum" >> beam.Map(records.checksum)
   )
-  _ = sums | "sums as text" >> beam.Map(json.dumps) | line("write sums", "sums")
-  _ = (
+  examined = (
     sums
     | "readable" >> beam.Filter(records.usable)
     | "by content" >> beam.GroupBy(_content)
-    | "examine" >> beam.FlatMap(functools.partial(records.examine, store=store, limits=limits))
+    | "examine" >> beam.Map(functools.partial(records.examine, store=store))
+  )
+  pairs = (
+    examined
+    | "bands" >> beam.FlatMap(functools.partial(records.bands, store=store, limits=limits))
     | "by band" >> beam.GroupByKey()
     | "candidates" >> beam.FlatMap(records.candidates)
     | "each once" >> beam.Distinct()
     | "by first" >> beam.GroupByKey()
     | "compare" >> beam.FlatMap(functools.partial(records.compare, store=store))
-    | "pairs as text" >> beam.Map(json.dumps)
-    | line("write pairs", "pairs")
   )
+  write(sums, "sums")
+  write(examined | "lean" >> beam.Map(functools.partial(records.lean, store=store)), "found")
+  write(pairs, "pairs")
 
 
 def _content(file: dict[str, Any]) -> str:

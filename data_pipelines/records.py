@@ -20,6 +20,8 @@ from etils import epath
 from data_pipelines import duplicates, shots
 from data_pipelines.filters import Limits
 
+HEAVY = ("thumbs", "hashes", "pictures")
+
 
 def put(path: Any, text: str) -> None:
   """Writes a file so that it is there whole or not at all."""
@@ -78,7 +80,7 @@ def _load(path: str) -> dict[str, Any]:
 
 def checksum(file: dict[str, Any]) -> dict[str, Any]:
   """A file with its sha256 and bytes, or the reason why it has none."""
-  path = epath.Path(file["path"])
+  path = epath.Path(os.fsdecode(file["path"]))
   found: dict[str, Any] = {"sha256": None, "bytes": 0}
   try:
     if not path.is_file():
@@ -94,6 +96,11 @@ def checksum(file: dict[str, Any]) -> dict[str, Any]:
   return file | found | ({} if found["bytes"] else {"reason": "empty file"})
 
 
+def line(row: Any) -> str:
+  """A row as JSON, without the path of a file, which may be no text."""
+  return json.dumps({key: value for key, value in row.items() if key != "path"} if isinstance(row, dict) else row)
+
+
 def usable(file: dict[str, Any]) -> bool:
   return "reason" not in file
 
@@ -103,20 +110,33 @@ def first(files: Iterable[dict[str, Any]]) -> dict[str, Any]:
   return min(files, key=lambda file: (file["split"] != "test", file["file"]))
 
 
-def examine(group: tuple[str, Iterable[dict[str, Any]]], store: Store, limits: Limits) -> Iterator[tuple[Any, Any]]:
-  """Makes the record of a content where there is none yet; yields the bands of its clips that are within the limits.
-
-  A band is ((place, bits), (rest of the hash, clip)); a clip is (sha256, place in its file, split).
-  """
-  sha256, files = group
-  file = first(files)
+def examine(group: tuple[str, Iterable[dict[str, Any]]], store: Store) -> tuple[str, str]:
+  """Makes the record of a content where there is none yet. Returns (sha256, split of the file that is used)."""
+  sha256, file = group[0], first(group[1])
   if not store.path(sha256).exists():
-    with _local(file["path"]) as path:
+    with _local(os.fsdecode(file["path"])) as path:
       put(store.path(sha256), json.dumps(shots.examine(path, store.cutting)))
+  return sha256, file["split"]
+
+
+def lean(examined: tuple[str, str], store: Store) -> dict[str, Any]:
+  """A record without what clips are compared by, and without pictures."""
+  sha256, _ = examined
+  record = store.load(sha256)
+  clips = [{key: value for key, value in clip.items() if key not in HEAVY} for clip in record["clips"]]
+  return record | {"sha256": sha256, "clips": clips}
+
+
+def bands(examined: tuple[str, str], store: Store, limits: Limits) -> Iterator[tuple[Any, Any]]:
+  """The bands of the clips that are within the limits: ((place, bits), (rest of the hash, clip)).
+
+  A clip is (sha256, place in its file, split).
+  """
+  sha256, split = examined
   for place, clip in enumerate(store.load(sha256)["clips"]):
     if limits.reason(clip) is None:
       for band, rest in duplicates.keys(clip).items():
-        yield band, (rest, (sha256, place, file["split"]))
+        yield band, (rest, (sha256, place, split))
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ import numpy as np
 from data_pipelines import seeking
 
 LONGEST_GAP = 60.0  # seconds; a longer hole between two frames is taken as a damaged timestamp and closed
+MOST_PIXELS = 1 << 27  # of a frame; a larger one is taken as damage
 SCRIPTS = {"tty", "hls", "dash", "concat", "concatf", "imf", "vapoursynth"}  # text that FFmpeg can play as a video
 
 
@@ -126,7 +127,7 @@ def decoded(path: str | Path, progress: Progress) -> Iterator[tuple[float, av.Vi
   nothing decodes.
   """
   with _open(path) as (container, stream):
-    stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+    stream.codec_context.options |= {"err_detect": "crccheck+bitstream+buffer+explode"}
     progress.probe = _probe(container, stream)
     yield from _timed(container, stream, progress)
     _check_end(path, container, progress)
@@ -246,6 +247,7 @@ def _open(path: str | Path):
       if stream.codec_context is None:
         raise VideoError(path, "no decoder: its video stream has an unknown codec")
       stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+      stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
       yield container, stream
 
 
