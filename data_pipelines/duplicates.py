@@ -16,6 +16,7 @@ CROWD = 64  # clips in a bucket that each is compared with, so that a picture co
 LEAST = int(GRID)  # frames in common, or all of the shorter clip
 PHASES = (0.0, 0.25, 0.5, 0.75)  # of a step of the grid: copies that are trimmed begin between two
 ALIKE = ((3.0, 0.8), (6.0, 0.95))  # at most so far apart (grey levels), and changing so much alike (correlation)
+GAINS = (0.7, 1.4)  # of contrast
 STILL, STILL_APART = 1.0, 2.0  # grey levels of change below which nothing happens; then frames alone are compared
 
 
@@ -54,8 +55,9 @@ def alike(one: dict[str, Any], other: dict[str, Any], border: bool, same_file: b
       if end - begin < min(LEAST, shorter - 1) or not (half or border):
         continue
       x, y = mine[begin:end], between[begin - offset : end - offset]
-      apart = x - y
-      distance = float(np.abs(apart - apart.mean()).mean())
+      x, y = x - x.mean(), y - y.mean()
+      y = y * np.clip((x * y).sum() / ((y * y).sum() + 1e-9), *GAINS)  # brighter, or of more contrast
+      distance = float(np.abs(x - y).mean())
       if distance > ALIKE[-1][0]:
         continue
       x, y = x - x.mean(axis=0), y - y.mean(axis=0)

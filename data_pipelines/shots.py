@@ -145,7 +145,8 @@ class _Watched:
   def _detect(self, small: np.ndarray) -> None:
     from scenedetect import FrameTimecode
 
-    for cut in self.detector.process_frame(FrameTimecode(self.fed, 25.0), small[..., ::-1]):
+    lit = np.maximum(small, BLACK)[..., ::-1]  # the hue of what is nearly black is noise
+    for cut in self.detector.process_frame(FrameTimecode(self.fed, 25.0), lit):
       self.cuts.add(cut.frame_num - WINDOW)
     self.fed += 1
 

@@ -168,8 +168,10 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
 
 
 def shrunk(frame: av.VideoFrame, side: int) -> np.ndarray:
-  """A decoded frame as `upright` gives it, scaled down first so that its short side has at most `side` pixels."""
-  scale = side / min(frame.height, frame.width)
+  """A decoded frame as `upright` gives it, scaled down first: at most `side` pixels the short side, 8 times that the
+  long one.
+  """
+  scale = min(side / min(frame.height, frame.width), 8 * side / max(frame.height, frame.width))
   if scale >= 1:
     return upright(frame)
   size = {"width": max(1, round(frame.width * scale)), "height": max(1, round(frame.height * scale))}

@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
   write(root / "b4_test.mp4", scene(4), 30, 0.75)
   write(root / "c_cut.mp4", scene(20, 41, tint=0) + scene(21, 50, tint=2))
   write(root / "d_still.mp4", scene(30)[:1] * 50)
-  write(root / "e_dark.mp4", [np.full_like(image, 5) + image // 64 for image in scene(31)], 1)
+  write(root / "e_dark.mp4", [image // 32 for image in scene(31)])
   write(root / "f_glaring.mp4", [255 - image // 64 for image in scene(32)])
   write(root / "g_blurred.mp4", [cv2.GaussianBlur(image, None, 20) for image in scene(33)])
   write(root / "h_bars.mp4", [bordered(image) for image in scene(34)])
@@ -221,7 +221,7 @@ def test_other_limits_decode_nothing_anew(folder, curated, capsys):
   assert records == {path: path.stat().st_mtime_ns for path in out.glob("records/*/*")}
 
 
-def test_bad_input_is_named(folder, tmp_path):
+def test_bad_input_is_named(folder, tmp_path, monkeypatch):
   def refused(match, *argv, out=tmp_path / "never"):
     with pytest.raises((ValueError, OSError), match=match) as caught:
       main([str(folder), "--out", str(out), *argv])
@@ -238,6 +238,9 @@ def test_bad_input_is_named(folder, tmp_path):
   refused("limits are at least 0", "--min-side=-1")
   refused("no captions file", "--captions", "nowhere.csv")
   refused("not in the folder: zebra.mp4", "--test-sources", str(listed(tmp_path, "zebra.mp4\n")))
+  monkeypatch.setitem(sys.modules, "imagehash", None)
+  refused(r"curation needs imagehash: pip install 'vdt\[curation\]'")
+  monkeypatch.undo()
   with pytest.raises(FileNotFoundError, match="no folder"):
     main([str(tmp_path / "gone"), "--out", str(tmp_path / "never")])
 
