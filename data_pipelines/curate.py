@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
 import logging
 import os
@@ -173,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     prog="curate",
     allow_abbrev=False,
     description="Chooses the clips of a folder of videos that are worth training on.",
-    epilog="All other flags go to Apache Beam: --runner, --project, --direct_num_workers, ...",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog="\n\n".join(map(inspect.getdoc, (shots.Cutting, Limits)))
+    + "\n\nAll other flags go to Apache Beam: --runner, --project, --direct_num_workers, ...",
   )
   parser.add_argument("directory", help="the folder, searched recursively")
   parser.add_argument("--out", required=True, help="the folder of the result; a curation that is there goes on")

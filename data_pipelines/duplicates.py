@@ -52,7 +52,7 @@ def alike(one: dict[str, Any], other: dict[str, Any], border: bool, same_file: b
     for offset in range(-len(between) + 1, len(mine)):
       begin, end = max(0, offset), min(len(mine), offset + len(between))
       half = end - begin >= (shorter - 1) / 2
-      if end - begin < min(LEAST, shorter - 1) or not (half or border):
+      if end - begin < max(1, min(LEAST, shorter - 1)) or not (half or border):
         continue
       x, y = mine[begin:end], between[begin - offset : end - offset]
       x, y = x - x.mean(), y - y.mean()

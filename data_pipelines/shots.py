@@ -13,6 +13,7 @@ from data_pipelines import video
 
 VERSION = 1  # raise it when other records are made
 SIDE = 96  # pixels of the short side for cuts and motion
+NARROWEST = 12  # what optical flow needs
 SHARP_SIDE = 256  # of that for sharpness
 GRID = 8.0  # frames a second for motion and for the comparison of clips
 SPARSE = 2.0  # for sharpness, bars and pictures
@@ -98,10 +99,11 @@ class _Watched:
     self.hashes: list[str | None] = []
     self.bright: list[float] = []
     self.small: np.ndarray | None = None
-    self.grid: list[tuple[int, np.ndarray]] = []  # frame, thumb
+    self.grid: list[tuple[int, np.ndarray]] = []  # the frame on screen every 1/GRID s, and its thumb
     self.flows: list[tuple[int, int, float]] = []  # two frames, how far the one moved to the other
     self.sparse: list[tuple[int, float, np.ndarray, np.ndarray, bytes]] = []
-    self.grey: tuple[int, np.ndarray] | None = None
+    self.grey: np.ndarray | None = None  # the last frame
+    self.moved: tuple[int, np.ndarray] | None = None  # the last frame of which motion was measured
     self.shape = 0, 0
     self.flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
@@ -111,6 +113,8 @@ class _Watched:
     from PIL import Image
 
     small = video.shrunk(frame, SIDE)
+    if min(small.shape[:2]) < NARROWEST:
+      raise video.VideoError("a frame", f"too narrow: {frame.width} x {frame.height} pixels")
     if self.small is not None and small.shape != self.small.shape:  # a new size within the file is a new shot
       self.cuts.add(len(self.times))
       small = cv2.resize(small, self.small.shape[1::-1], interpolation=cv2.INTER_AREA)
@@ -119,19 +123,19 @@ class _Watched:
       self.shape = (frame.width, frame.height) if turned else (frame.height, frame.width)
       for _ in range(WINDOW):  # so that a cut after the first frame is seen too
         self._detect(small)
+    self._fill(time)
     index, self.small = len(self.times), small
     self._detect(small)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    grey = self.grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     self.times.append(time)
     self.bright.append(float(grey.mean()) / 255)
     flat = grey.std() < FLAT
     self.hashes.append(None if flat else str(imagehash.phash(Image.fromarray(grey))))
-    if not self.grid or time >= self.times[self.grid[-1][0]] + 1 / GRID - 1e-6:
-      self.grid.append((index, cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA)))
-      if self.grey is not None:
-        moved = np.linalg.norm(self.flow.calc(self.grey[1], grey, None), axis=-1) / max(grey.shape)
-        self.flows.append((self.grey[0], index, float(np.percentile(moved, 99))))
-      self.grey = index, grey
+    if self.moved is None or time >= self.times[self.moved[0]] + 1 / GRID - 1e-6:
+      if self.moved is not None:
+        moved = np.linalg.norm(self.flow.calc(self.moved[1], grey, None), axis=-1) / max(grey.shape)
+        self.flows.append((self.moved[0], index, float(np.percentile(moved, 99))))
+      self.moved = index, grey
     if not self.sparse or time >= self.times[self.sparse[-1][0]] + 1 / SPARSE - 1e-6:
       large = video.shrunk(frame, SHARP_SIDE)
       sharp = float(cv2.Laplacian(cv2.cvtColor(large, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var())
@@ -141,6 +145,13 @@ class _Watched:
       jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
       rows, columns = (np.percentile(light, 98, axis=axis) for axis in (1, 0))
       self.sparse.append((index, sharp, rows, columns, jpeg))
+
+  def _fill(self, time: float) -> None:
+    """Puts the last frame on the grid up to `time`."""
+    thumb = None
+    while self.times and len(self.grid) / GRID < time - 1e-3:
+      thumb = cv2.resize(self.grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA) if thumb is None else thumb
+      self.grid.append((len(self.times) - 1, thumb))
 
   def _detect(self, small: np.ndarray) -> None:
     from scenedetect import FrameTimecode
@@ -154,6 +165,7 @@ class _Watched:
     """The clips of the file that lasts `duration` seconds."""
     for _ in range(WINDOW):  # the frames that the detector holds back
       self._detect(self.small)
+    self._fill(duration)
     self.cuts -= {0, len(self.times)}
     edges = [0, *sorted(self.cuts)]
     ends = [*self.times, duration]

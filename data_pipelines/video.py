@@ -373,11 +373,7 @@ def _decode(container, stream, progress: Progress) -> Iterator[av.VideoFrame]:
       packet = next(packets)
     except StopIteration:
       return
-    except (
-      av.error.FFmpegError,
-      OSError,
-      IndexError,
-    ):  # the file, or its streams, break off; the decoder may hold frames
+    except (av.error.FFmpegError, OSError, IndexError):  # it breaks off here; the decoder may still hold frames
       progress.errors += 1
       with contextlib.suppress(av.error.FFmpegError):
         yield from stream.codec_context.decode(None)

@@ -49,7 +49,7 @@ def scene(seed, count=60, size=(144, 192), tint=None):
   return frames
 
 
-def write(path, frames, quality=18, scale=1.0):
+def write(path, frames, quality=18, scale=1.0, milliseconds=40):
   size = [round(side * scale) // 2 * 2 for side in frames[0].shape[:2]]
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=FPS, options={"crf": str(quality), "preset": "veryfast", "g": "50"})
@@ -58,7 +58,7 @@ def write(path, frames, quality=18, scale=1.0):
     for index, image in enumerate(frames):
       image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
       frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv420p")
-      frame.pts, frame.time_base = index * 40, fractions.Fraction(1, 1000)
+      frame.pts, frame.time_base = index * milliseconds, fractions.Fraction(1, 1000)
       container.mux(stream.encode(frame))
     container.mux(stream.encode())
   return path
@@ -80,6 +80,7 @@ def folder(tmp_path_factory):
   write(root / "b0_again.mp4", scene(0), 36)
   write(root / "b1_half.mkv", scene(1), 24, 0.5)
   write(root / "b2_trimmed.mp4", scene(2)[13:-13], 28, 0.75)
+  write(root / "b5_fewer.mp4", scene(5)[::3], 26, milliseconds=120)
   (root / "deep" / "b3_renamed.mp4").write_bytes((root / "a3.mp4").read_bytes())
   write(root / "b4_test.mp4", scene(4), 30, 0.75)
   write(root / "c_cut.mp4", scene(20, 41, tint=0) + scene(21, 50, tint=2))
@@ -110,6 +111,7 @@ CLIP = {  # why the one clip of a file is dropped
   "b0_again.mp4": "near-duplicate: of a0.mp4, 0.00 to 2.40 s",
   "b1_half.mkv": "near-duplicate: of a1.mp4, 0.00 to 2.40 s",
   "b2_trimmed.mp4": "near-duplicate: of a2.mp4, 0.00 to 2.40 s",
+  "b5_fewer.mp4": "near-duplicate: of a5.mp4, 0.00 to 2.40 s",
   "a4.mp4": "near-duplicate: of b4_test.mp4, 0.00 to 2.40 s",  # the copy is in the split test
   "d_still.mp4": "still: motion 0.0",
   "e_dark.mp4": "dark: brightness 0.0",
@@ -163,7 +165,7 @@ def test_all_that_was_planted_is_found_and_nothing_else(folder, curated):
     assert clip.get("reason", "").startswith(CLIP.get(name, "")) and ("reason" in clip) == (name in CLIP), (name, clip)
     assert entry["cuts"] == []
   assert sum(manifest["filters"].values()) == len(CLIP) and sum(manifest["files"].values()) == len(FILE)
-  assert manifest["filters"]["near-duplicate"] == 4 and manifest["totals"]["clips"] == {"test": 2, "train": 6}
+  assert manifest["filters"]["near-duplicate"] == 5 and manifest["totals"]["clips"] == {"test": 2, "train": 6}
   kept = [json.loads(line) for line in (out / "clips.jsonl").read_text().splitlines()]
   assert [clip["file"] for clip in kept] == ["a0.mp4", "a1.mp4", "a2.mp4", "a3.mp4", "a5.mp4", "b4_test.mp4"] + 2 * [
     "c_cut.mp4"
@@ -213,10 +215,10 @@ def test_other_limits_decode_nothing_anew(folder, curated, capsys):
   out, manifest, tests = curated
   before = outputs(out)
   records = {path: path.stat().st_mtime_ns for path in out.glob("records/*/*")}
-  assert len(records) == 23 and all(path.suffix == ".json" for path in records)
+  assert len(records) == 24 and all(path.suffix == ".json" for path in records)
   main([str(folder), "--out", str(out), "--test-sources", str(tests), "--min-motion", "0", "--max-bars=1"])
   said = capsys.readouterr()
-  assert f"{out}: 2 test, 8 train clips" in said.out and "near-duplicate: 4 clips dropped" in said.err
+  assert f"{out}: 2 test, 8 train clips" in said.out and "near-duplicate: 5 clips dropped" in said.err
   assert curate(folder, out, test_sources=tests) == manifest and outputs(out) == before
   assert records == {path: path.stat().st_mtime_ns for path in out.glob("records/*/*")}
 
@@ -265,7 +267,7 @@ def test_killed_in_the_middle_goes_on_to_the_same_bytes(folder, curated, tmp_pat
   os.killpg(process.pid, signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL
   done = {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}
-  assert 4 <= len(done) < 23 and not (out / "manifest.json").exists()
+  assert 4 <= len(done) < 24 and not (out / "manifest.json").exists()
   subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
   assert outputs(out) == outputs(whole)
   assert done.items() <= {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}.items()
