@@ -255,19 +255,22 @@ def listed(folder, text):
 @pytest.mark.parametrize("flags", [[], ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]])
 def test_killed_in_the_middle_goes_on_to_the_same_bytes(folder, curated, tmp_path, flags):
   whole, _, tests = curated
-  out = tmp_path / "out"
-  command = [sys.executable, "-m", "data_pipelines.curate", folder, "--out", out, "--test-sources", tests, *flags]
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  with open(tmp_path / "log", "w") as log:
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
-  deadline = time.monotonic() + 100
-  while len(list(out.glob("records/*/*.json"))) < 4:
-    assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-    time.sleep(0.002)
-  os.killpg(process.pid, signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL
-  done = {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}
-  assert 4 <= len(done) < 24 and not (out / "manifest.json").exists()
+  for attempt in range(5):  # on a busy machine it may be done before it is killed
+    out = tmp_path / f"out{attempt}"
+    command = [sys.executable, "-m", "data_pipelines.curate", folder, "--out", out, "--test-sources", tests, *flags]
+    with open(tmp_path / "log", "w") as log:
+      process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and len(list(out.glob("records/*/*.json"))) < 4:
+      assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+      time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    killed = process.wait() == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}
+    if killed and 4 <= len(done) < 24:
+      break
+  assert killed and 4 <= len(done) < 24 and not (out / "manifest.json").exists(), (tmp_path / "log").read_text()
   subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
   assert outputs(out) == outputs(whole)
   assert done.items() <= {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}.items()
