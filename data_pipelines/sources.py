@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import tqdm
 
@@ -80,6 +80,43 @@ def read_captions(path: str | os.PathLike, names: dict[str, Path]) -> tuple[dict
   if len(missing) == len(rows):
     raise ValueError(f"{path} names none of the files of the folder (its names are relative to the folder)")
   return rows, [f"{len(missing)} captions are for files that do not exist: {_some(missing)}"] if missing else []
+
+
+class Chosen(NamedTuple):
+  """What a curation chose of a file: its checksum, split, `caption` and maybe `label`, and stretches in seconds."""
+
+  sha256: str
+  split: str
+  row: dict[str, str]
+  spans: list[list[float]]
+
+
+def read_clips(path: str | os.PathLike, names: dict[str, Path]) -> dict[str, Chosen]:
+  """The clips.jsonl of a curation, by file.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: it is no list of clips, or names files that are not in `names`.
+  """
+  found: dict[str, Chosen] = {}
+  try:
+    for line in Path(path).read_text().splitlines():
+      clip = json.loads(line)
+      row = {key: clip[key] for key in ("caption", "label") if key in clip}
+      fresh = Chosen(clip["sha256"], clip["split"], row, [])
+      chosen = found.setdefault(clip["file"], fresh)
+      if chosen[:3] != fresh[:3] or not 0 <= clip["start"] < clip["end"]:
+        raise ValueError(f"{clip['file']} has clips of several splits or captions, or that end before they start")
+      chosen.spans.append([clip["start"], clip["end"]])
+  except FileNotFoundError:
+    raise FileNotFoundError(f"no list of clips {path}") from None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no clips.jsonl of `vdt curate`: {error}") from None
+  if not found:
+    raise ValueError(f"{path} names no clips: curation kept none")
+  if missing := [name for name in found if name not in names]:
+    raise ValueError(f"{path} names files that are not in the folder: {_some(missing)}")
+  return dict(sorted(found.items()))
 
 
 def choose_tests(names: dict[str, Path], listed: str | os.PathLike | None, fraction: float) -> set[str]:

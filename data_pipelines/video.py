@@ -4,8 +4,12 @@ Everything is streamed: one decoded frame at full resolution is alive at a time.
 so that also broken files give the same frames every time. Sound is ignored.
 """
 
+import bisect
 import contextlib
 import dataclasses
+import functools
+import itertools
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +20,10 @@ import av
 import cv2
 import numpy as np
 
+from data_pipelines import seeking
+
 LONGEST_GAP = 60.0  # seconds; a longer hole between two frames is taken as a damaged timestamp and closed
+MOST_PIXELS = 1 << 27  # of a frame; a larger one is taken as damage
 SCRIPTS = {"tty", "hls", "dash", "concat", "concatf", "imf", "vapoursynth"}  # text that FFmpeg can play as a video
 
 
@@ -63,16 +70,25 @@ def probe(path: str | Path) -> Probe:
 
 
 def frames(
-  path: str | Path, fps: float, size: tuple[int, int], progress: Progress | None = None
+  path: str | Path,
+  fps: float,
+  size: tuple[int, int],
+  progress: Progress | None = None,
+  start: float = 0.0,
+  end: float = math.inf,
 ) -> Iterator[np.ndarray]:
-  """Yields the frames of `path` as uint8 (h, w, 3) RGB at the times 0, 1/fps, 2/fps, ... s after its first frame.
+  """Yields the frames of `path` as uint8 (h, w, 3) RGB at the times start, start + 1/fps, ... < end.
 
-  Each is the frame on screen at that time (the nearest earlier one), by timestamps: a variable frame rate is right, a
-  low one repeats frames. The short side is fitted to `size` = (h, w) after the file's rotation and pixel aspect
-  ratio, and the centre is cropped. `progress` is filled in along the way. Raises VideoError if nothing decodes.
+  Times are seconds after the file's first frame. Each is the frame on screen at that time (the nearest earlier one),
+  by timestamps: a variable frame rate is right, a low one repeats frames. The short side is fitted to `size` = (h, w)
+  after the file's rotation and pixel aspect ratio, and the centre is cropped. A later `start` is sought by the file's
+  table of timestamps, and gives the frames that decoding from the beginning gives. `progress` is filled in along the
+  way. Raises VideoError if nothing decodes.
   """
   if not fps > 0:
     raise ValueError(f"fps must be positive, not {fps}")
+  if not 0 <= start < end:
+    raise ValueError(f"start must be at least 0 and before end, not {start} and {end}")
   progress = Progress() if progress is None else progress
   due, last, picture = 0, None, None
 
@@ -82,24 +98,46 @@ def frames(
       photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     return fit(upright(frame) if photo is None else photo, size, aspect)
 
-  with _open(path) as (container, stream):
+  with _open(path) as (container, stream), contextlib.ExitStack() as opened:
     progress.probe = _probe(container, stream)
     tolerance = _tolerance(stream)
     aspect = float(stream.sample_aspect_ratio or 1)
-    for time, frame in _timed(container, stream, progress):
-      while last is not None and due / fps < time - tolerance:
+    timed = _sought(path, container, stream, progress, start + tolerance) if start > 0 else None
+    if timed is None and start > 0:  # the container was moved in trying
+      container, stream = opened.enter_context(_open(path))
+    for time, frame in timed or _timed(container, stream, progress):
+      while last is not None and start + due / fps < min(time, end) - tolerance:
         picture = show(last) if picture is None else picture
         yield picture
         due += 1
+      if time > end - tolerance:
+        return
       last, picture = frame, None
-    if container.format.name == "gif" and not _ends_with(path, b";"):
-      progress.warnings.append(f"truncated: decoded {progress.decoded} frames, and the end is missing")
-    if last is None:
-      raise VideoError(path, f"nothing decodes: {progress.errors} errors, no frame")
-    while due / fps < progress.duration - tolerance:
+    _check_end(path, container, progress)
+    while start + due / fps < min(progress.duration, end) - tolerance:
       picture = show(last) if picture is None else picture
       yield picture
       due += 1
+
+
+def decoded(path: str | Path, progress: Progress) -> Iterator[tuple[float, av.VideoFrame]]:
+  """Yields (seconds after the first frame, frame) of every frame of `path`; `progress` is filled in.
+
+  Decoding is strict: damage that decoders would paint over is counted among `progress.errors`. Raises VideoError if
+  nothing decodes.
+  """
+  with _open(path) as (container, stream):
+    stream.codec_context.options |= {"err_detect": "crccheck+bitstream+buffer+explode"}
+    progress.probe = _probe(container, stream)
+    yield from _timed(container, stream, progress)
+    _check_end(path, container, progress)
+
+
+def _check_end(path: str | Path, container, progress: Progress) -> None:
+  if container.format.name == "gif" and not _ends_with(path, b";"):
+    progress.warnings.append(f"truncated: decoded {progress.decoded} frames, and the end is missing")
+  if not progress.decoded:
+    raise VideoError(path, f"nothing decodes: {progress.errors} errors, no frame")
 
 
 def read_clip(path: str | Path, frames: int, size: tuple[int, int], fps: float) -> np.ndarray:
@@ -126,14 +164,33 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
   The 3 x 3 matrix is row-major 16.16 fixed point and maps (x, y) to (a x + c y, b x + d y), with a, b in its first row
   and c, d in its second (ISO/IEC 14496-12, 6.2.2). Angles are rounded to quarter turns.
   """
-  if any(component.is_alpha for component in frame.format.components):
-    rgba = frame.to_ndarray(format="rgba")
-    image = rgba[..., :3]
-    if rgba[..., 3].min() < 255:
-      alpha = rgba[..., 3:].astype(np.uint16)
-      image = ((image * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-  else:
-    image = frame.to_ndarray(format="rgb24")
+  return _turn(_image(frame), frame)
+
+
+def shrunk(frame: av.VideoFrame, side: int) -> np.ndarray:
+  """A decoded frame as `upright` gives it, scaled down first: at most `side` pixels the short side, 8 times that the
+  long one.
+  """
+  scale = min(side / min(frame.height, frame.width), 8 * side / max(frame.height, frame.width))
+  if scale >= 1:
+    return upright(frame)
+  size = {"width": max(1, round(frame.width * scale)), "height": max(1, round(frame.height * scale))}
+  return _turn(_image(frame.reformat(**size, interpolation="AREA")), frame)
+
+
+def _image(frame: av.VideoFrame) -> np.ndarray:
+  if not any(component.is_alpha for component in frame.format.components):
+    return frame.to_ndarray(format="rgb24")
+  rgba = frame.to_ndarray(format="rgba")
+  image = rgba[..., :3]
+  if rgba[..., 3].min() < 255:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    image = ((image * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+  return image
+
+
+def _turn(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+  """`image` turned as the display matrix of `frame` asks."""
   try:
     side_data = list(frame.side_data)
   except ValueError:  # a kind that PyAV cannot name is among them, such as EXIF
@@ -192,6 +249,7 @@ def _open(path: str | Path):
       if stream.codec_context is None:
         raise VideoError(path, "no decoder: its video stream has an unknown codec")
       stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+      stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
       yield container, stream
 
 
@@ -265,6 +323,48 @@ def _timed(container, stream, progress: Progress) -> Iterator[tuple[float, av.Vi
     progress.warnings.append(f"truncated: decoded {progress.decoded} of {expected} frames")
 
 
+@functools.lru_cache(maxsize=16)
+def _table(path: str | Path, *version: int) -> seeking.Table | None:
+  with _open(path) as (container, stream):
+    return seeking.table(container, stream, LONGEST_GAP)
+
+
+def _sought(path, container, stream, progress: Progress, start: float) -> Iterator[tuple[float, av.VideoFrame]] | None:
+  """What `_timed` yields, from the key frame before `start` on; None where only decoding all before it is right."""
+  status = os.stat(path)
+  table = _table(path, status.st_mtime_ns, status.st_size)
+  if table is None:
+    return None
+  begin = next(_decode(container, stream, Progress()), None)
+  if begin is None or begin.pts != table.first:
+    return None
+  wanted = table.first + start / float(stream.time_base)
+  place = bisect.bisect_right(table.shown, wanted) - 1
+  try:
+    container.seek(table.places[max(place, 0)], stream=stream)
+  except (av.error.FFmpegError, OSError):
+    return None
+  found = _stamped(container, stream, progress, table.first)
+  head = next(found, None)
+  if head is None or head[0] > start or progress.errors:
+    progress.decoded = progress.errors = 0
+    return None
+  return itertools.chain([head], found)
+
+
+def _stamped(container, stream, progress: Progress, first: int) -> Iterator[tuple[float, av.VideoFrame]]:
+  """Yields (seconds after the frame at tick `first`, frame) of what decodes from here on."""
+  interval, previous = 1 / (progress.probe.fps or 25), -math.inf
+  for frame in _decode(container, stream, progress):
+    time = -math.inf if frame.pts is None else float((frame.pts - first) * stream.time_base)
+    if time > previous:
+      held = float(frame.duration * stream.time_base) if frame.duration and frame.duration > 0 else interval
+      progress.decoded += 1
+      progress.duration = time + (held if held <= LONGEST_GAP else interval)
+      previous = time
+      yield time, frame
+
+
 def _decode(container, stream, progress: Progress) -> Iterator[av.VideoFrame]:
   """Yields what decodes; a packet that fails is counted and passed over."""
   packets = container.demux(stream)
@@ -273,7 +373,7 @@ def _decode(container, stream, progress: Progress) -> Iterator[av.VideoFrame]:
       packet = next(packets)
     except StopIteration:
       return
-    except (av.error.FFmpegError, OSError):  # the file breaks off here; the decoder may still hold frames
+    except (av.error.FFmpegError, OSError, IndexError):  # it breaks off here; the decoder may still hold frames
       progress.errors += 1
       with contextlib.suppress(av.error.FFmpegError):
         yield from stream.codec_context.decode(None)

@@ -28,6 +28,7 @@ VERBS = {
   "logs": "what a launched run printed: DIR",
   "cancel": "ends launched runs, with all they have saved: DIR ...",
   "compare": "the arms of a sweep, or runs, to one page and tables: DIR ...",
+  "curate": "a folder of video files to the clips that are worth training on: DIR --out DIR",
   "ingest": "a folder of video files to a data set: DIR --out DIR",
 }
 PROGRAMS = {"import": "import_weights", "show-batch": "show_batch"}
@@ -357,9 +358,20 @@ def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[pat
   return named
 
 
+def curate(rest: list[str]) -> None:
+  from data_pipelines import curate as program
+
+  run(program, rest)
+
+
 def ingest(rest: list[str]) -> None:
   from data_pipelines import ingest as program
 
+  run(program, rest)
+
+
+def run(program: Any, rest: list[str]) -> None:
+  """A program of data_pipelines, which has flags of its own."""
   try:
     program.main(rest)
   except SystemExit as ended:  # argparse has said what is wrong, and means 2
