@@ -1,0 +1,75 @@
+"""A data set of a user's own, as the README has it, is read, mixed and trained on."""
+
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+import pytest
+from short import ROOT, get_config
+
+from data_pipelines.mixture import Mixture
+from data_pipelines.simulated import LocalInfo
+from vdt.config import Data
+from vdt.train import train
+
+
+def build(folder):
+  """A TFDS builder with features of its own, in array_record."""
+  import tensorflow_datasets as tfds
+
+  class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      video = tfds.features.Tensor(shape=(8, 16, 16, 3), dtype=np.uint8, encoding="bytes")
+      features = tfds.features.FeaturesDict({"video": video, "id": tfds.features.Text()})
+      return LocalInfo(builder=self, description="A user's own.", features=features)
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples(48), "test": self._generate_examples(16)}
+
+    def _generate_examples(self, count):
+      rng = np.random.default_rng(count)
+      for number in range(count):
+        yield number, {"video": rng.integers(0, 255, (8, 16, 16, 3), np.uint8), "id": f"own/{count}/{number}"}
+
+  tfds.disable_progress_bar()
+  how = tfds.download.DownloadConfig(try_download_gcs=False)
+  Own(data_dir=folder, file_format="array_record").download_and_prepare(download_config=how)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+  """The class in the README, run as it stands there, but for where its data are."""
+  folder = str(tmp_path_factory.mktemp("own"))
+  build(folder)
+  (code,) = [
+    block
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    if "Own(Reader)" in block
+  ]
+  names: dict = {"__name__": "own"}
+  exec(code.replace('data_dir="data"', f"data_dir={folder!r}"), names)
+  return names["Own"]
+
+
+def test_it_is_a_pure_function_of_the_step_on_any_number_of_hosts(own):
+  data = own()
+  data.prepare()
+  assert isinstance(data, Data)
+  ids = np.concatenate([data.batch(step)["id"] for step in range(6)])
+  assert len(set(ids)) == 48 and "own/48/0" in ids
+  parts = [list(itertools.islice(data.batches(3, host, 4), 3)) for host in range(4)]
+  for step in range(3):
+    joined = np.concatenate([part[step]["video"] for part in parts])
+    np.testing.assert_array_equal(joined, data.batch(3 + step)["video"])
+  both = Mixture((own(), dataclasses.replace(own(), seed=1)), batch_size=8)
+  both.prepare()
+  assert both.batch(0)["video"].shape == (8, 8, 16, 16, 3)
+
+
+def test_it_is_trained_on(own, tmp_path):
+  config = get_config()
+  config.data, config.steps, config.model.classes = own(), 2, 0
+  assert int(train(config, str(tmp_path)).step) == 2
