@@ -20,6 +20,7 @@ SPARSE = 2.0  # for sharpness, bars and pictures
 THUMB = 16  # pixels of the side of a frame to compare
 PICTURE = 160  # pixels of the width of a picture to look at
 WINDOW = 2  # frames before and after one that the cut detector compares it with
+WEIGHTS = 0.25, 0.5, 1.0, 0.0  # of hue, saturation, brightness and edges: hue is noise where it is grey
 BLACK = 24  # the brightest that a bar may be, of 255
 FLAT = 4.0  # standard deviation of grey levels; flatter frames look all alike
 
@@ -29,8 +30,8 @@ class Cutting:
   """Where clips begin and end: what asks for decoding anew when it changes.
 
   cut_ratio, cut_content: a frame starts a shot if it differs from the one before by `cut_content` (of 255, in the mean
-  of hue, saturation and brightness) and `cut_ratio` times as much as those around it. longest: seconds; longer shots
-  are cut in equal parts.
+  of brightness, and less of saturation and hue) and `cut_ratio` times as much as those around it. longest: seconds;
+  longer shots are cut in equal parts.
   """
 
   cut_ratio: float = 3.0
@@ -89,10 +90,11 @@ class _Watched:
   """What is kept of the frames of a file until all are seen."""
 
   def __init__(self, cutting: Cutting):
-    from scenedetect.detectors import AdaptiveDetector
+    from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
     self.cutting = cutting
-    self.detector = AdaptiveDetector(cutting.cut_ratio, 1, WINDOW, cutting.cut_content)
+    weights = ContentDetector.Components(*WEIGHTS)
+    self.detector = AdaptiveDetector(cutting.cut_ratio, 1, WINDOW, cutting.cut_content, weights)
     self.cuts: set[int] = set()
     self.fed = 0
     self.times: list[float] = []

@@ -132,6 +132,8 @@ def judge(manifest, planted, cuts, untouched):
   }
   counts["untouched clips dropped"] = [len(lost) - len(twins), len(mine)]
   counts["previews dropped for the films they are of"] = [len(twins), len(mine)]
+  copies = [name for kind in ("re-encoded", "resized", "trimmed") for name in planted[kind]]
+  counts["cuts in copies of one shot"] = [sum(len(entries[name].get("cuts", ())) for name in copies), 0]
   counts["cuts in untouched files"] = [sum(len(entries[name].get("cuts", ())) for name in untouched), 0]
   everything = [*manifest["sources"], *(clip for entry in manifest["sources"] for clip in entry.get("clips", ()))]
   border = sum(
