@@ -2,7 +2,7 @@ r"""Does curation find what was planted, and leave the rest alone?
 
   python experiments/benchmarks/curation.py FOLDER [--each 8] [--work runs/curation] [--json FILE]
 
-Beside the videos of FOLDER lie copies of `--each` of them, of every kind: re-encoded (a third of the quality), resized
+Beside the videos of FOLDER lie copies of `--each` of them, of every kind: re-encoded (crf 34), resized
 (to a half), trimmed (a fifth off both ends, and re-encoded), renamed (the same bytes); broken ones: cut off, with bits
 flipped, empty, text; and splices of two, whose cut is known. Counted is what curation makes of each, and how many of
 the untouched clips it drops. A copy counts as found if no clip of it is kept beside the original's.

@@ -1,5 +1,6 @@
 """Curation finds what was planted, says why, and is the same after a kill."""
 
+import contextlib
 import fractions
 import json
 import os
@@ -265,7 +266,8 @@ def test_killed_in_the_middle_goes_on_to_the_same_bytes(folder, curated, tmp_pat
     while process.poll() is None and len(list(out.glob("records/*/*.json"))) < 4:
       assert time.monotonic() < deadline, (tmp_path / "log").read_text()
       time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
     killed = process.wait() == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in out.glob("records/*/*.json")}
     if killed and 4 <= len(done) < 24:
