@@ -190,7 +190,7 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   """`params` with every array that the average weights of the run in `workdir` hold in the same shape, and a report.
 
   The report names what matched, what stays new (missing there, or of another shape) and what was not used.
-  ValueError if nothing matches, or if it cannot be read; nothing there is changed.
+  FileNotFoundError if it is not there, ValueError if nothing matches, or if it cannot be read; nothing there is changed.
   """
   try:
     with Checkpointer(workdir, create=False) as checkpoints:
@@ -198,7 +198,8 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
       saved = checkpoints.arrays(step, ("ema",))["ema"]
   except (ValueError, FileNotFoundError) as error:
     reason = str(error).rpartition(": ")[0]
-    raise ValueError(f"init_from {workdir}: {reason}; name a run that has a whole checkpoint") from error
+    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+    raise kind(f"init_from {workdir}: {reason}; name a run that has a whole checkpoint") from error
   theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
   ours = shapes(params)
   matched = {path for path in ours if path in theirs and theirs[path].shape == ours[path]}
