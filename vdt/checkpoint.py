@@ -190,7 +190,7 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   """`params` with every array that the average weights of the run in `workdir` hold in the same shape, and a report.
 
   The report names what matched, what stays new (missing there, or of another shape) and what was not used.
-  FileNotFoundError if it is not there, ValueError if nothing matches, or if it cannot be read; nothing there is changed.
+  FileNotFoundError if it is not there; ValueError if nothing matches, or it cannot be read. Nothing there is changed.
   """
   try:
     with Checkpointer(workdir, create=False) as checkpoints:
