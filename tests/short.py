@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_pipelines.clips import SimulatedClips
 from data_pipelines.latents import Latents
+from data_pipelines.mixture import Buckets
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.prediction import Prediction
@@ -38,7 +39,7 @@ class Noted(SimulatedClips):
 
 def get_config(variant: str = "") -> Config:
   """Variant `evals` has a validation loss every 10 steps; `latents` are those of `config.autoencoder`, which is to be
-  set, as is where data are; `autoencoder` trains one."""
+  set, as is where data are; `autoencoder` trains one; `buckets` has clips and pictures."""
   config = Config(
     steps=10,
     data=Noted(name="sprites16", frames=8, size=(16, 16), batch_size=8),
@@ -57,6 +58,12 @@ def get_config(variant: str = "") -> Config:
     config.data = Latents(name="latents", frames=2, size=(4, 4), batch_size=8, flip=True, source=source)
     config.model = TransformerConfig(depth=2, width=16, heads=2, patch=(1, 2, 2), channels=6, dtype="float32")
     config.evals = {"loss": ValLoss(count=8, bins=1), "prediction": Prediction(count=4, repeats=2, given_frames=1)}
+  if variant == "buckets":
+    pictures = SimulatedClips(name="bouncing16", frames=1, size=(16, 16), batch_size=16)
+    config.data = Buckets(
+      (SimulatedClips(name="sprites16", frames=8, size=(16, 16), batch_size=8), pictures), (1.0, 2.0)
+    )
+    config.model.classes = 28
   if variant == "autoencoder":
     config.data = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
     config.model = VideoAutoencoder(cell=(4, 2, 2), widths=(8, 12), blocks=(1, 1), latents=6, dtype="float32")

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import re
 
+import jax
 import numpy as np
 import pytest
 from short import ROOT, get_config
@@ -11,6 +12,7 @@ from short import ROOT, get_config
 from data_pipelines.mixture import Mixture
 from data_pipelines.simulated import LocalInfo
 from vdt.config import Data
+from vdt.diffusion import Tasks
 from vdt.train import train
 
 
@@ -73,3 +75,18 @@ def test_it_is_trained_on(own, tmp_path):
   config = get_config()
   config.data, config.steps, config.model.classes = own(), 2, 0
   assert int(train(config, str(tmp_path)).step) == 2
+
+
+def test_buckets_of_clips_and_pictures_are_trained_on_and_gone_on_with(data_dir, tmp_path):
+  """Each shape has its own steps; a run in two parts is the run in one."""
+
+  def run(workdir, steps):
+    config = get_config("buckets")
+    config.data.parts = tuple(dataclasses.replace(part, data_dir=data_dir) for part in config.data.parts)
+    config.steps, config.log_every, config.tasks = steps, 1, Tasks()
+    return train(config, str(workdir))
+
+  run(tmp_path / "parts", 2)
+  parts, whole = run(tmp_path / "parts", 4), run(tmp_path / "whole", 4)
+  for mine, theirs in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
+    np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
