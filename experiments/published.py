@@ -1,17 +1,19 @@
 r"""Published architectures and the diffusion they were trained with: to import their weights, or to train them anew.
 
   vdt import ucf101.pt --config experiments/published.py:latte-xl-ucf101 --workdir runs/latte
-  vdt sample --workdir runs/latte --count 4
+  vdt sample --workdir runs/latte --count 4 --config.autoencoder=SD_VAE
   vdt export --workdir runs/latte --format latte
   vdt train --config experiments/published.py:tiny --workdir runs/published
 
 Variants: latte-s, latte-b, latte-l, latte-xl (without classes), latte-xl-ucf101 (101 classes), vdt-s, vdt-l, latte-1
-(text, in diffusers' layout), all of 16 frames of latents of 32 x 32, but for latte-1's 64 x 64, whose decoder is not
-ours; tiny, tiny-vdt and tiny-latte-1: the three in small, on pixels of simulated clips, the last without its text.
-Measured: nothing yet. Training the large ones needs latents in `data`, which are not read yet.
+(text, in diffusers' layout), all of 16 frames of latents of 32 x 32, but for latte-1's 64 x 64; tiny, tiny-vdt and
+tiny-latte-1: the three in small, on pixels of simulated clips, the last without its text. SD_VAE is a folder of
+diffusers' AutoencoderKL (stabilityai/sd-vae-ft-ema, say), of which their latents are: the large ones are trained on
+what `vdt encode` makes by it of clips of yours in data/own. Measured: nothing yet.
 """
 
 from data_pipelines.clips import Clips, SimulatedClips
+from data_pipelines.latents import Latents
 from vdt.config import AdamW, Config
 from vdt.diffusion import Gaussian, Sampler, Tasks
 from vdt.evals.val_loss import ValLoss
@@ -32,7 +34,9 @@ MODELS = {
 def get_config(variant: str = "latte-xl") -> Config:
   config = Config(
     steps=1_000_000,
-    data=Clips(name="own_latents", frames=16, size=(32, 32), batch_size=40),
+    data=Latents(
+      name="own_latents", frames=16, size=(32, 32), batch_size=40, source=Clips("own", 16, (256, 256), batch_size=40)
+    ),
     model=TransformerConfig(),
     diffusion=Gaussian(variance=True),
     tasks=Tasks(),
@@ -56,7 +60,7 @@ def get_config(variant: str = "latte-xl") -> Config:
       config.evals = {"loss": ValLoss(count=8)}
     case "latte-1":
       config.model = MODELS[variant]()
-      config.data.size = (64, 64)
+      config.data.size, config.data.source.size = (64, 64), (512, 512)
     case _ if variant in MODELS:
       config.model = MODELS[variant]()
       config.model.remat = "dots"

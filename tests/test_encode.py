@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from short import ROOT, get_config
 
-from vdt import autoencoder, cli, space
+from vdt import autoencoder, cli, space, workdirs
+from vdt.checkpoint import Checkpointer, State
 from vdt.evals import pixels
 
 SHORT = ROOT / "tests" / "short.py"
@@ -165,6 +168,25 @@ def test_a_model_of_latents_trains_samples_and_is_measured_in_pixels(folder, enc
   cli.main(["sample", *run, f"--out={tmp_path}/given", "--count=1", f"--given={tmp_path}/given.npy"])
   cli.main(["show-batch", *run[:-1], f"--out={tmp_path}/batch.html", "--count=2"])
   assert "bfloat16 (2, 4, 4, 6)" in (tmp_path / "batch.html").read_text()
+
+
+def test_an_imported_model_of_latents_is_sampled_from_without_a_data_set(encoder, tmp_path, capsys):
+  config = get_config("latents")
+  network = config.model.build(2, (4, 4), {})
+  origin = [f"--config={SHORT}:latents"]
+  with (
+    workdirs.claim(str(tmp_path), config, origin, imported={"files": {}}),
+    Checkpointer(str(tmp_path)) as checkpoints,
+  ):
+    checkpoints.save(State(None, network.init(jax.random.key(0)), None, jnp.int32(0)), {}, wait=True)
+  run = [f"--workdir={tmp_path}", "--count=2"]
+  cli.main(["sample", *run])
+  assert np.load(tmp_path / "samples" / "latents.npy").shape == (2, 2, 4, 4, 6)
+  cli.main(["sample", *run, f"--config.autoencoder={encoder}"])
+  assert len(list((tmp_path / "samples").glob("*.mp4"))) == 2
+  with pytest.raises(SystemExit):
+    cli.main(["sample", *run, "--task=prediction"])
+  assert "has no clips here" in capsys.readouterr().err
 
 
 def test_a_mask_of_pixels_becomes_one_of_latents(encoder):

@@ -281,6 +281,7 @@ class Config:
 RATES = ("optimizer.lr", "optimizer.warmup", "optimizer.decay")
 RESUMABLE = (
   "steps",
+  "autoencoder",
   "mesh",
   "micro_batches",
   "evals",

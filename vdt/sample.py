@@ -19,16 +19,21 @@ from vdt.diffusion import given as given_plans
 from vdt.distributed import in_chunks
 from vdt.evals import first, pixels
 
+FPS = 8.0
+"""Of what is sampled without a data set that says it."""
 
-def load(config: Config, workdir: str, step: int | None = None, ema: float | None = None) -> tuple[Any, Any, Any, int]:
-  """The mesh, the network, a run's average weights and their step.
+
+def load(
+  config: Config, workdir: str, step: int | None = None, ema: float | None = None, data: bool = True
+) -> tuple[Any, Any, Any, int]:
+  """The mesh, the network, a run's average weights and their step. data: they are needed as well.
 
   ema: the relative length of another average, put together from those that the run stored (`vdt.averages`). ValueError
   if the run is of another config, or as `Checkpointer.restore` and `Averages.restore`.
   """
   workdirs.refuse_another(workdir, config)
   config.check()
-  if not bare(config):
+  if data:
     config.prepare()
   mesh, network = config.layout()
   with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
@@ -40,9 +45,9 @@ def load(config: Config, workdir: str, step: int | None = None, ema: float | Non
       return mesh, network, averages.restore(like, step, ema), step
 
 
-def bare(config: Config) -> bool:
-  """Whether the model makes latents that nothing here decodes: an imported one, whose autoencoder is not named."""
-  return config.model.channels != 3 and not config.autoencoder
+def alone(config: Config, workdir: str) -> bool:
+  """Whether the model makes latents and is not trained here: it is sampled from without a data set."""
+  return config.model.channels != 3 and bool(workdirs.read(workdir)["imported"])
 
 
 def generate(
@@ -104,8 +109,8 @@ def run(
 ) -> None:
   """`vdt sample`: writes each video as MP4 and WebP, and all of them as a contact sheet, and prints the folder.
 
-  Of a model that makes latents, and names no autoencoder, it writes latents.npy (b f h w c); its label is a number
-  (`latent_label`).
+  An imported model of latents needs no data set: its label is a number (`latent_label`), and it writes latents.npy (b f
+  h w c) where no config.autoencoder decodes them.
 
   given: a file with frames for those that the task leaves to the user (see `place`); without it held-out clips give
   them. ValueError for given frames of another size or number than the model's, an unknown label, or as `generate`.
@@ -115,18 +120,23 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
-  mesh, network, params, step = load(config, workdir, step, ema)
-  if bare(config):
+  imported = alone(config, workdir)
+  mesh, network, params, step = load(config, workdir, step, ema, data=not imported)
+  if imported:
     if task not in (None, "generation") or given or given_frames:
-      raise ValueError(
-        f"this model makes latents (model.channels is {config.model.channels}) of no config.autoencoder: leave out "
-        f"--task and what is given"
-      )
+      raise ValueError("this model of latents is imported, and has no clips here: leave out --task and what is given")
+    between = space.decoder(config)
     shape = (count, config.data.frames, *config.data.size, config.model.channels)
     labels = np.full(count, latent_label(label, config.model.classes))
     with jax.set_mesh(mesh):
       made = generate(config, network, params, np.zeros(shape, np.float32), labels, seed=seed)
-    if distributed.first():
+      made = between.to_pixels(made) if between.autoencoder else made
+    if not distributed.first():
+      return
+    if between.autoencoder:
+      write(folder, video.to_uint8(made), FPS)
+      print(f"{count} videos of step {step}, seed {seed}: {folder}")
+    else:
       np.save(folder / "latents.npy", made)
       print(f"latents of {count} videos of step {step}, seed {seed}, for their decoder: {folder / 'latents.npy'}")
     return
@@ -163,12 +173,16 @@ def run(
     made = between.to_pixels(made)
   if not distributed.first():
     return
-  made = video.to_uint8(made)
-  for number, each in enumerate(made):
-    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, held_out.fps()))
-    (folder / f"{number:04d}.webp").write_bytes(video.webp(each, held_out.fps()))
-  (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(made[:64])))
+  write(folder, video.to_uint8(made), held_out.fps())
   print(f"{count} videos of step {step}, task {task}, seed {seed}: {folder}")
+
+
+def write(folder: epath.Path, videos: UInt8[np.ndarray, "b f h w 3"], fps: float) -> None:
+  """Each video as MP4 and WebP, and the first ones as a contact sheet."""
+  for number, each in enumerate(videos):
+    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, fps))
+    (folder / f"{number:04d}.webp").write_bytes(video.webp(each, fps))
+  (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(videos[:64])))
 
 
 def latent_label(label: str | None, classes: int) -> int:

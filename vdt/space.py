@@ -83,6 +83,22 @@ def of(config: Config) -> Space:
   return Space(found, *config.data.standard())
 
 
+def decoder(config: Config) -> Space:
+  """The space of an imported model, which has no latents here: as its autoencoder standardises them, if one is named.
+
+  ValueError for one of other channels.
+  """
+  if not config.autoencoder:
+    return Space()
+  found = load(config.autoencoder)
+  if found.channels != config.model.channels:
+    raise ValueError(
+      f"model.channels is {config.model.channels}, the latents of {config.autoencoder} have {found.channels}: name the "
+      f"autoencoder that the model was trained with"
+    )
+  return Space(found)
+
+
 def check(data: Any, made_by: Autoencoder) -> None:
   """ValueError where latents of this shape cannot be those of the source's clips."""
   clips = data.clips
