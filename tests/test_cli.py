@@ -46,7 +46,7 @@ def fails(capsys, *argv):
     ({"model.heads": 3}, "model.width 16 is not a multiple of model.heads 3"),
     ({"model.classes": 2}, "labels, model.classes is 2"),
     ({"data.name": "nothing16"}, "unknown simulated data set 'nothing16'"),
-    ({"data.size": "(8, 8)"}, "holds clips of (frames, height, width) (8, 16, 16), data asks for (8, 8, 8)"),
+    ({"data.size": "(8, 32)"}, "holds clips of (frames, height, width) (8, 16, 16), data asks for (8, 8, 32)"),
     ({"mesh.data": 3}, "data.batch_size 8 is not a multiple of mesh.data x mesh.fsdp = 3"),
     ({"mesh.tensor": 16}, "needs 16 devices, there are 8"),
     ({"mesh.fsdp": 0}, "an axis has at least 1 device"),

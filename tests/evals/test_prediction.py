@@ -38,7 +38,9 @@ def evaluated(samples, **fields):
     return samples[:count]
 
   data = {"train": Clips(drifting(40, 1), "train"), "test": Clips(drifting(32, 0))}
-  parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None) | {"data": data.get, "sample": sample}
+  parts = (
+    dict.fromkeys(Run._fields, lambda *args, **kwargs: None) | {"inputs": None} | {"data": data.get, "sample": sample}
+  )
   return Prediction(count=32, repeats=4, given_frames=3, **fields)(Run(**parts)), seen
 
 
@@ -49,7 +51,7 @@ def test_the_perceptual_distance_is_a_row_of_the_first_repeat():
   data = {"train": Clips(videos, "train"), "test": Clips(videos)}
   truth = np.repeat(pixels(videos)[:, None], 2, axis=1)
   truth[:, 1] = 0  # the second repeat is grey
-  parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None)
+  parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None) | {"inputs": None}
   parts |= {"data": data.get, "sample": lambda count, **_: truth[:count], "map": Run._field_defaults["map"]}
   table = Prediction(count=4, repeats=2, given_frames=1, lpips=True)(Run(**parts))
   assert table["lpips"]["samples"] == pytest.approx(0, abs=1e-6)
@@ -128,7 +130,7 @@ def test_mean_video_counts_each_clip_once():
 
 def test_impossible_settings_are_refused():
   data = {"train": Clips(drifting(40, 1)), "test": Clips(drifting(32, 0))}
-  parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None) | {"data": data.get}
+  parts = dict.fromkeys(Run._fields, lambda *args, **kwargs: None) | {"inputs": None} | {"data": data.get}
   with pytest.raises(ValueError, match="give 1 to 5"):
     Prediction(given_frames=6)(Run(**parts))
   with pytest.raises(ValueError, match="at least 2 repeats"):
