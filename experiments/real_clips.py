@@ -11,8 +11,20 @@ frames, mean of 8 samples (results/real_clips_tiny.json): mse 0.0122 (copy-last 
 0.0762 (copy-last 0.0916). All settings of tiny were chosen on these clips, among some ten runs: one had an mse of
 0.0127, 0.0131 and 0.0137 with 2, 3 and 4 sampling steps, another, trained at higher noise, 0.0162 with 16.
 
+Pixels and latents, 128 x 128, the same transformer and tokens, equal time of one CPU core (21 minutes: 1,920 steps of
+pixels; 12 of encoding and 800 steps of taef2's latents; results/real_clips_128.json): pixels win. mse 0.0170 (0.0108,
+0.0235) against 0.0198 (0.0140, 0.0249), copy-last 0.0183, the floor of latents, taef2's own loss, 0.0038; energy score
+0.0929 (0.0680, 0.1143) against 0.1114 (0.0904, 0.1290), copy-last 0.1155, floor 0.0580. All other settings are tiny's, which were chosen for pixels.
+
+  vdt ingest FOLDER --out data/real_clips_128 --size 128 --fps 8 --frames 8 --stride 2 --format png \
+    --test-sources experiments/real_clips_test.txt
+  vdt train --config experiments/real_clips.py:pixels --workdir runs/pixels --config.steps=1920 \
+    --config.optimizer.decay=1920
+  vdt encode --config experiments/real_clips.py:latents --config.autoencoder=TAEF2
+  vdt train --config experiments/real_clips.py:latents --config.autoencoder=TAEF2 --workdir runs/latents
+
 Variants: full (16 frames of 64 x 64, for an accelerator; ingest with --size 64 --frames 16), tiny (8 frames of 32 x 32,
-minutes on two CPU cores).
+minutes on two CPU cores), pixels and latents (8 frames of 128 x 128).
 """
 
 from data_pipelines.clips import Clips

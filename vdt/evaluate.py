@@ -85,7 +85,7 @@ def cards(config: Config, evals: dict[str, Any], seed: int = 0, ema: float | Non
   }
   data = lambda split: dataclasses.replace(config.data, split=split)
   if config.autoencoder:
-    how["latents"] = data("test").rule()["autoencoder"]
+    how["latents"] = data("test").made_by()
   clips = lambda split: data(split).clips
   run = Run(lambda *_: None, config.model.patch[0], clips, lambda *_: None, how=how, inputs=data)
   found = {name: each.card(run) if hasattr(each, "card") else card(each, run) for name, each in evals.items()}
