@@ -62,6 +62,9 @@ def settle(
       entry["clips"].append(about | ({"reason": reason} if reason else {}) | same)
       if not reason:
         kept.append({"file": entry["file"], "sha256": entry["sha256"], **about, "split": entry["split"], **row})
+  without = sorted({line["file"] for line in kept if "label" not in line})
+  if kept and 0 < len(without) < len({line["file"] for line in kept}):
+    notes.append(f"some kept files have a label and {len(without)} have none, such as {without[0]}: label all or none")
   settings = {"cutting": dataclasses.asdict(store.cutting), "limits": dataclasses.asdict(limits)}
   known = [[entry.get(key) for key in ("file", "sha256", "split", "caption", "label")] for entry in entries]
   count = lambda each: dict(sorted(collections.Counter(row["reason"].partition(":")[0] for row in each).items()))

@@ -18,12 +18,12 @@ from data_pipelines.reading import Batch, Reader, shuffled
 class Clips(Reader):
   """Clips of `frames` frames of `size` (height, width) from the TFDS array_record set at `data_dir`/`name`.
 
-  Stored clips that are longer, or larger, are cut at an offset drawn for each position in training; elsewhere at their
-  start, and in their middle. strides: one is drawn for each training clip, of those for which what is stored is long
-  enough: it shows every so many-th frame. flip: mirror half of the training clips, left to right. turn: turn each of
-  them by 0, 90, 180 or 270 degrees. Epochs are shuffled apart. seed: of all that is drawn in training; what is held out
-  comes in one order. prefetch, readers: see `Reader`. cache: where the mirror of a data_dir gs://... is kept, see
-  `remote.local`.
+  Stored clips that are longer, or larger, are cut at an offset drawn for each position in training; elsewhere at
+  their start, and in their middle. strides: one is drawn for each training clip, of those for which what is stored is
+  long enough: it shows every so many-th frame; what is held out has the least of them, of which `fps` is. flip:
+  mirror half of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs are
+  shuffled apart. seed: of all that is drawn in training; what is held out comes in one order. prefetch, readers: see
+  `Reader`. cache: where the mirror of a data_dir gs://... is kept, see `remote.local`.
   """
 
   name: str
@@ -65,8 +65,6 @@ class Clips(Reader):
         f"data.strides {tuple(self.strides)} of {self.frames} frames: at least 1, and one of them must fit into the "
         f"{stored[0]} that {self.directory} holds a clip"
       )
-    if min(self.prefetch, self.readers) < 1:
-      raise ValueError(f"data.prefetch is {self.prefetch}, data.readers {self.readers}: at least 1")
 
   @functools.cached_property
   def _builder(self) -> Any:
@@ -92,7 +90,7 @@ class Clips(Reader):
     return self._builder.info.features["label"].names
 
   def fps(self) -> float:
-    return float(self._builder.info.metadata["fps"])
+    return float(self._builder.info.metadata["fps"]) / min(self.strides)
 
   def rule(self) -> dict[str, Any]:
     """How clips are made of what was recorded, or rendered: for the cards of figures."""
@@ -104,13 +102,21 @@ class Clips(Reader):
 
   def fingerprint(self) -> str:
     """A hash of what the data set is said to hold, of its files' names and sizes, and of the first clips of `split`."""
+    return self._digest(self.batch(0))
+
+  def content(self) -> str:
+    """As `fingerprint`, of what is stored and of `size`, however it is read: two experiments may share what is made of
+    it."""
+    return self._digest(self.records(np.arange(min(len(self), 8))))
+
+  def _digest(self, batch: Batch) -> str:
     digest = hashlib.sha256()
     for name in ("dataset_info.json", "features.json", "manifest.json"):
       if os.path.exists(path := os.path.join(self.directory, name)):
         digest.update(pathlib.Path(path).read_bytes())
     for entry in sorted(os.scandir(self.directory), key=lambda entry: entry.name):
       digest.update(f"{entry.name} {entry.stat().st_size}".encode() if "array_record" in entry.name else b"")
-    for value in self.batch(0).values():
+    for value in batch.values():
       digest.update(repr(value.tolist()).encode() if value.dtype.kind == "U" else value.tobytes())
     return digest.hexdigest()[:16]
 
@@ -127,7 +133,8 @@ class Clips(Reader):
     clip, window = tall.reshape(frames, *size, 3), self.size
     if self.split != "train":
       top, left = ((there - asked) // 2 for there, asked in zip(size, window))
-      return clip[: self.frames, top : top + window[0], left : left + window[1]]
+      stride = min(self.strides)
+      return clip[: self.frames * stride : stride, top : top + window[0], left : left + window[1]]
     rng = np.random.default_rng([self.seed, position])
     stride = 1
     if tuple(self.strides) != (1,):

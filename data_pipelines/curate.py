@@ -17,6 +17,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,22 +69,28 @@ def curate(
   rows, odd = sources.read_captions(captions, videos) if captions else ({}, [])
   tests = sources.choose_tests(videos, test_sources, test_fraction)
   where = lambda path: os.fsencode(str(path) if "://" in str(path) else os.path.abspath(path))
+  split = lambda name: "test" if name in tests else "train"
+  captions_of = beside | rows
   files = [
-    {"file": name, "path": where(path), "split": "test" if name in tests else "train"} for name, path in videos.items()
+    {"file": name, "path": where(path), "split": split(name), "captioned": name in captions_of}
+    for name, path in videos.items()
   ]
   try:
     store = records.Store.at(out / "records", cutting)
     store.clear(*KINDS)
     with beam.Pipeline(options=options) as pipeline:
       build(beam, pipeline, files, store, limits)
-    kept, manifest = account.settle(files, store, limits, beside | rows, owners, notes + odd)
+    kept, manifest = account.settle(files, store, limits, captions_of, owners, notes + odd)
     records.put(out / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
     records.put(out / "sheet.html", sheet.render(manifest, store))
     records.put(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     store.clear(*KINDS)
     store.sweep()
-  except OSError as error:
-    said = error.strerror or error
+  except (OSError, RuntimeError) as error:
+    worker = re.search(r"OSError: \[Errno \d+\] ([\w ]+)", str(error))  # Beam tells of a worker's in one of its own
+    if isinstance(error, RuntimeError) and not worker:
+      raise
+    said = worker[1] if worker else error.strerror or error
     raise OSError(f"cannot write {out}: {said} (run the same command again: finished files are kept)") from error
   return manifest
 
@@ -91,8 +98,8 @@ def curate(
 def build(beam: Any, pipeline: Any, files: list[dict[str, Any]], store: records.Store, limits: Limits) -> None:
   """The pipeline: files are examined where their content is new; clips that may show the same meet, and are compared.
 
-  files: file, path (bytes) and split. Leaves KINDS of text behind in `store`: what each file is, what is in each
-  content, and which clips show the same.
+  files: file, path (bytes), split and captioned. Leaves KINDS of text behind in `store`: what each file is, what is in
+  each content, and which clips show the same.
   """
 
   def write(rows: Any, kind: str) -> None:
@@ -208,6 +215,8 @@ def main(argv: list[str] | None = None) -> None:
   options = args.captions, args.test_sources, args.test_fraction, tuple(flags)
   manifest = curate(args.directory, args.out, cutting, limits, *options)
   totals = manifest["totals"]
+  for note in manifest["warnings"]:
+    print(f"warning: {note}", file=sys.stderr)
   for kind, count in (manifest["files"] | manifest["filters"]).items():
     print(f"  {kind}: {count} {'files' if kind in manifest['files'] else 'clips'} dropped", file=sys.stderr)
   clips = ", ".join(f"{count} {split}" for split, count in totals["clips"].items())

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,7 +60,17 @@ class Latents(Reader):
 
   def wanted(self) -> dict[str, Any]:
     """What the experiment asks for, as latents.json has it, but for the autoencoder."""
-    return {"source": dataclasses.replace(self.source, split="train").fingerprint(), "views": self.views}
+    return {"source": dataclasses.replace(self.source, split="train").content(), "views": self.views}
+
+  def check_source(self) -> None:
+    """ValueError for a source that is none, or that would draw what latents cannot show any more."""
+    if missing := [name for name in ("records", "stored", "splits", "content") if not hasattr(self.source, name)]:
+      raise ValueError(f"data.source is {type(self.source).__name__}, without {', '.join(missing)}: it has to be Clips")
+    drawn = {"flip": self.source.flip, "turn": self.source.turn, "strides": tuple(self.source.strides) != (1,)}
+    if wrong := [name for name, there in drawn.items() if there]:
+      raise ValueError(
+        f"data.source.{wrong[0]} does nothing to latents, which are made once: leave it (data.flip mirrors)"
+      )
 
   @property
   def info_path(self) -> str:
@@ -88,6 +99,7 @@ class Latents(Reader):
 
   def prepare(self) -> None:
     """FileNotFoundError or ValueError if the latents are not there, or not whole, or others than are asked for."""
+    self.check_source()
     self.clips.prepare()
     info = self.info
     for name, value in self.wanted().items():
@@ -104,7 +116,7 @@ class Latents(Reader):
       raise ValueError(
         f"{self.directory} holds latents of (frames, height, width) {(frames, *size)}, data asks for {asked}"
       )
-    _ = self._shards  # all are there
+    _ = self._shards, self._rows  # all are there
 
   def __len__(self) -> int:
     return self.info["counts"][self.split]
@@ -122,17 +134,21 @@ class Latents(Reader):
         if shard.shape != shape or shard.dtype != np.uint16:
           raise ValueError(f"{shard.dtype} {shard.shape}, not uint16 {shape}")
       except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not whole ({error}): run vdt encode again") from error
+        raise ValueError(f"{path} is not whole ({error}): remove it, and run vdt encode again") from error
       found.append(shard)
     return found
 
   @functools.cached_property
   def _rows(self) -> Batch:
-    """Labels, ids and captions of all records; text as UTF-8."""
+    """Labels, ids and captions of all records; text as UTF-8. ValueError for a file that is not whole."""
     found = []
     for number in range(len(self._shards)):
-      with np.load(self.shard_paths(self.split, number)[1]) as file:
-        found.append({name: file[name] for name in ("label", "id", "caption")})
+      _, path = self.shard_paths(self.split, number)
+      try:
+        with np.load(path) as file:
+          found.append({name: file[name] for name in ("label", "id", "caption")})
+      except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not whole ({error}): remove it and its .npy, and run vdt encode again") from error
     return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
 
   def read(self, positions: np.ndarray) -> Batch:

@@ -1,4 +1,5 @@
-"""Several data sets as one: mixed row by row, or, where their shapes differ, batch by batch. No state but the step."""
+"""Several data sets as one: mixed row by row, or, where their shapes differ, batch by batch; and each record of them
+once. No state but the step."""
 
 import dataclasses
 import functools
@@ -62,8 +63,15 @@ class Several:
   weights: tuple[float, ...] = ()
   split: str = "train"
   seed: int = 0
-  prefetch: int = 2
-  readers: int = 2
+
+  @property
+  def frames(self) -> int:
+    """The first part's, as is `size`: what is sampled, and held out."""
+    return self.parts[0].frames
+
+  @property
+  def size(self) -> tuple[int, int]:
+    return tuple(self.parts[0].size)
 
   @functools.cached_property
   def members(self) -> list[Any]:
@@ -92,6 +100,11 @@ class Several:
     """The same, as pixels."""
     return dataclasses.replace(self, parts=tuple(part.clips for part in self.parts)) if self.made_by() else self
 
+  def each(self) -> "Chain":
+    """Every record of the parts that have the first one's shape, once an epoch: for what counts them."""
+    alike = tuple(part for part in self.parts if (part.frames, *part.size) == (self.frames, *self.size))
+    return Chain(alike, split=self.split, seed=self.seed, batch_size=self.batch_size)
+
   def made_by(self) -> str:
     """ValueError for parts of several autoencoders, or of pixels and latents."""
     found = {part.made_by() for part in self.parts}
@@ -103,7 +116,7 @@ class Several:
     """Of latents: the first part's. ValueError where another's are not the same, which a decoder could not tell."""
     found = [part.standard() for part in self.parts]
     if any(not np.array_equal(a, b) for each in found[1:] for a, b in zip(each, found[0])):
-      raise ValueError("latents of a mixture are standardised unlike: encode their clips as one data set")
+      raise ValueError("latents of a mixture are standardised unlike: encode them anew, together, by this experiment")
     return found[0]
 
   def labels(self) -> list[str]:
@@ -119,6 +132,18 @@ class Several:
   def named(self, number: int, batch: Batch) -> Batch:
     """A part's batch with the labels of all."""
     return {**batch, "label": self.numbers[number][batch["label"]]}
+
+  def joined(self, whose: np.ndarray, ordinals: np.ndarray) -> Batch:
+    """Rows (n, ...), each the record at an ordinal of one of the members: what all of these have."""
+    parts = [self.named(each, self.members[each].read(ordinals[whose == each])) for each in np.unique(whose)]
+    back = np.argsort(np.argsort(whose, kind="stable"), kind="stable")
+    return {name: np.concatenate([part[name] for part in parts])[back] for name in self.names}
+
+  @functools.cached_property
+  def names(self) -> list[str]:
+    """What all members' batches have."""
+    first, *others = (part.read(np.arange(1)) for part in self.members)
+    return [name for name in first if all(name in other for other in others)]
 
   def fingerprint(self) -> str:
     parts = [part.fingerprint() for part in self.members]
@@ -146,14 +171,8 @@ class Mixture(Several, Reader):
   """
 
   batch_size: int = 0
-
-  @property
-  def frames(self) -> int:
-    return self.parts[0].frames
-
-  @property
-  def size(self) -> tuple[int, int]:
-    return tuple(self.parts[0].size)
+  prefetch: int = 2
+  readers: int = 2
 
   def prepare(self) -> None:
     super().prepare()
@@ -169,10 +188,7 @@ class Mixture(Several, Reader):
 
   def read(self, positions: np.ndarray) -> Batch:
     whose, ordinals = self.turns(positions)
-    there = np.unique(whose)
-    parts = [self.named(number, self.members[number].read(ordinals[whose == number])) for number in there]
-    back = np.argsort(np.argsort(whose, kind="stable"), kind="stable")
-    return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+    return self.joined(whose, ordinals)
 
 
 @dataclasses.dataclass
@@ -180,16 +196,8 @@ class Buckets(Several):
   """Batches of several data sets of unlike shapes, say clips and single pictures: each step is of one of them.
 
   All hosts take the same one, in shares of `weights`, and each has its own batch_size; a step is compiled once for each
-  shape. `frames`, `size` and `batch_size` are the first part's, which is what is sampled and held out.
+  shape. `batch_size` is the first part's.
   """
-
-  @property
-  def frames(self) -> int:
-    return self.parts[0].frames
-
-  @property
-  def size(self) -> tuple[int, int]:
-    return tuple(self.parts[0].size)
 
   @property
   def batch_size(self) -> int:
@@ -215,3 +223,17 @@ class Buckets(Several):
         streams[whose] = self.members[whose].batches(ordinal, host, hosts)
       yield self.named(whose, next(streams[whose]))
       step += 1
+
+
+@dataclasses.dataclass
+class Chain(Several, Reader):
+  """Each record of all parts once an epoch, one part after the other, whatever their shares."""
+
+  batch_size: int = 0
+
+  def read(self, positions: np.ndarray) -> Batch:
+    ends = np.cumsum([len(part) for part in self.members])
+    epoch, rest = np.divmod(positions, ends[-1])
+    whose = np.searchsorted(ends, rest, side="right")
+    sizes = np.diff(ends, prepend=0)
+    return self.joined(whose, rest - (ends - sizes)[whose] + epoch * sizes[whose])

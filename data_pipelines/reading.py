@@ -53,6 +53,10 @@ class Reader(abc.ABC):
     """The same records, in the same order, as pixels."""
     return self
 
+  def each(self) -> "Reader":
+    """Every record once an epoch: a mixture's shares may have it otherwise."""
+    return self
+
   def made_by(self) -> str:
     """The fingerprint of the autoencoder whose latents these are; "" of pixels."""
     return ""
@@ -62,7 +66,10 @@ class Reader(abc.ABC):
     return self.read(step * self.batch_size + np.arange(self.batch_size))
 
   def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
-    """This host's part of the batches from step `start` on, for ever. ValueError if hosts do not divide a batch."""
+    """This host's part of the batches from step `start` on, for ever. ValueError if hosts do not divide a batch, or
+    nothing is to be read ahead."""
+    if min(self.prefetch, self.readers) < 1:
+      raise ValueError(f"data.prefetch is {self.prefetch}, data.readers {self.readers}: at least 1")
     local = share(self.batch_size, hosts)
     own = lambda step: self.read(step * self.batch_size + host * local + np.arange(local))
     return self.ahead()(own, start, self.prefetch, self.readers)
@@ -86,9 +93,10 @@ def by_tf_data(read: Callable[[int], Batch], start: int, prefetch: int, readers:
   """
   import tensorflow as tf
 
-  example = packed(read(start))
+  found = read(start)
+  example = packed(found)
   names, types = list(example), [tf.as_dtype(value.dtype) for value in example.values()]
-  text = [name for name, value in read(start).items() if value.dtype.kind == "U"]
+  text = [name for name, value in found.items() if value.dtype.kind == "U"]
 
   def arrays(step: np.ndarray) -> list[np.ndarray]:
     batch = packed(read(int(step)))

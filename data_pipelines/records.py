@@ -83,7 +83,7 @@ def checksum(file: dict[str, Any]) -> dict[str, Any]:
   path = epath.Path(os.fsdecode(file["path"]))
   found: dict[str, Any] = {"sha256": None, "bytes": 0}
   try:
-    if not path.is_file():
+    if not ("://" in str(path) or os.path.isfile(path)):  # a pipe would be waited for
       return file | found | {"reason": "unreadable: not a regular file"}
     with path.open("rb") as stream:
       digest = hashlib.sha256()
@@ -106,8 +106,8 @@ def usable(file: dict[str, Any]) -> bool:
 
 
 def first(files: Iterable[dict[str, Any]]) -> dict[str, Any]:
-  """The one of several files of equal content that is used: of the split test if one is, then by name."""
-  return min(files, key=lambda file: (file["split"] != "test", file["file"]))
+  """The one of several files of equal content that is used: of the split test, then with a caption, then by name."""
+  return min(files, key=lambda file: (file["split"] != "test", not file["captioned"], file["file"]))
 
 
 def examine(group: tuple[str, Iterable[dict[str, Any]]], store: Store) -> tuple[str, str]:

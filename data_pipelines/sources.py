@@ -21,7 +21,8 @@ MOST_CLASSES = 1000  # more distinct captions than this are no classes
 
 
 def find_files(directory: Path, skip: tuple) -> dict[str, Path]:
-  """Every file under the folder by its relative name, sorted, without the paths in `skip` (None is none).
+  """Every file under the folder by its relative name, sorted, without the paths in `skip` (None is none), and without
+  data sets that were made of it.
 
   Raises:
     ValueError: the folder holds no files.
@@ -34,6 +35,9 @@ def find_files(directory: Path, skip: tuple) -> dict[str, Path]:
   skipped = {Path(path).absolute() for path in skip if path}
   found = {}
   for root, folders, files in os.walk(directory, onerror=fail):
+    if "dataset_info.json" in files and Path(root) != directory:
+      folders.clear()
+      continue
     folders[:] = [folder for folder in folders if (Path(root) / folder).absolute() not in skipped]
     links = [folder for folder in folders if (Path(root) / folder).is_symlink()]  # not followed, but accounted for
     for path in (Path(root) / file for file in files + links):
@@ -96,7 +100,7 @@ def read_clips(path: str | os.PathLike, names: dict[str, Path]) -> dict[str, Cho
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: it is no list of clips, or names files that are not in `names`.
+    ValueError: it is no list of clips, names files that are not in `names`, or has labels for some of them only.
   """
   found: dict[str, Chosen] = {}
   try:
@@ -116,6 +120,9 @@ def read_clips(path: str | os.PathLike, names: dict[str, Path]) -> dict[str, Cho
     raise ValueError(f"{path} names no clips: curation kept none")
   if missing := [name for name in found if name not in names]:
     raise ValueError(f"{path} names files that are not in the folder: {_some(missing)}")
+  unlabelled = [name for name, chosen in found.items() if "label" not in chosen.row]
+  if 0 < len(unlabelled) < len(found):
+    raise ValueError(f"{path}: label every file or none, and curate again; without a label: {_some(unlabelled)}")
   return dict(sorted(found.items()))
 
 

@@ -22,7 +22,7 @@ clips, where taef2 has 26.8, principal components 28.3, and JPEG of as many bits
 from data_pipelines.clips import Clips, SimulatedClips
 from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import Tasks
-from vdt.evals.reconstruction import Reconstruction as Fidelity
+from vdt.evals.fidelity import Fidelity
 from vdt.models import VideoAutoencoder
 from vdt.reconstruction import Reconstruct, Reconstruction
 

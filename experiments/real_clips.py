@@ -77,7 +77,7 @@ def get_config(variant: str = "full") -> Config:
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5, weight_decay=1.0)
       config.ema = 0.99
     case "pixels" | "latents":  # the same frames, tokens and transformer
-      config.data = Clips(name="real_clips_128", frames=8, size=(128, 128), batch_size=8, flip=True)
+      config.data = Clips(name="real_clips_128", frames=8, size=(128, 128), batch_size=8)
       small = dict(pattern=(("space", "time"),), remat="dots", dtype="float32")
       config.model = TransformerConfig.sized("XS", patch=(1, 16, 16), **small)
       if variant == "latents":

@@ -13,6 +13,7 @@ from data_pipelines.latents import Latents
 from data_pipelines.mixture import Buckets
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
+from vdt.evals.fvd import FVD
 from vdt.evals.prediction import Prediction
 from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig, VideoAutoencoder
@@ -39,7 +40,8 @@ class Noted(SimulatedClips):
 
 def get_config(variant: str = "") -> Config:
   """Variant `evals` has a validation loss every 10 steps; `latents` are those of `config.autoencoder`, which is to be
-  set, as is where data are; `autoencoder` trains one; `buckets` has clips and pictures."""
+  set, as is where data are; `autoencoder` trains one; `buckets` has clips and pictures,
+  `mixed latents` their latents."""
   config = Config(
     steps=10,
     data=Noted(name="sprites16", frames=8, size=(16, 16), batch_size=8),
@@ -57,7 +59,17 @@ def get_config(variant: str = "") -> Config:
     source = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
     config.data = Latents(name="latents", frames=2, size=(4, 4), batch_size=8, flip=True, source=source)
     config.model = TransformerConfig(depth=2, width=16, heads=2, patch=(1, 2, 2), channels=6, dtype="float32")
-    config.evals = {"loss": ValLoss(count=8, bins=1), "prediction": Prediction(count=4, repeats=2, given_frames=1)}
+    config.evals = {
+      "loss": ValLoss(count=8, bins=1),
+      "prediction": Prediction(count=4, repeats=2, given_frames=3),
+      "fvd": FVD(count=16, features="random", controls=("noised",), task="prediction", given_frames=3),
+    }
+  if variant == "mixed latents":  # of clips, and of single pictures
+    config = get_config("latents")
+    pictures = SimulatedClips(name="bouncing16", frames=1, size=(16, 16), batch_size=16)
+    pictures = Latents(name="pictures", frames=1, size=(4, 4), batch_size=16, source=pictures)
+    config.data = Buckets((config.data, pictures), (1.0, 1.0))
+    config.model.classes = 28
   if variant == "buckets":
     pictures = SimulatedClips(name="bouncing16", frames=1, size=(16, 16), batch_size=16)
     config.data = Buckets(

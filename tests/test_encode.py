@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from short import ROOT, get_config
 
-from vdt import autoencoder, cli, space, workdirs
+from vdt import autoencoder, cli, encode, space, workdirs
 from vdt.checkpoint import Checkpointer, State
 from vdt.evals import pixels
+from vdt.train import train
 
 SHORT = ROOT / "tests" / "short.py"
 ROUNDING = 2**-8
@@ -130,12 +131,15 @@ def test_stale_mixed_and_torn_latents_are_refused_by_name(folder, encoder, data_
 
   other = tmp_path / "other"
   shutil.copytree(encoder, other)
-  said = json.loads((other / "latents.json").read_text())
+  said = json.loads((other / "channels.json").read_text())
   said["mean"][0] += 0.5
-  (other / "latents.json").write_text(json.dumps(said))
+  (other / "channels.json").write_text(json.dumps(said))
   assert "the latents are stale: they were made by autoencoder" in refused(f"--config.autoencoder={other}")
   assert "made otherwise (autoencoder" in refused(f"--config.autoencoder={other}", verb="encode")
   assert "views is 2 there, and 1 now" in refused("--config.data.flip=False")
+  assert "data.source.flip does nothing to latents" in refused("--config.data.source.flip=True")
+  assert "leave out --shard" in refused("--shard=1", verb="encode")
+  assert "I is a number from 0 on, below N" in refused("--part=2/2", verb="encode")
   assert "name the autoencoder" in refused("--config.autoencoder=")
   assert "no autoencoder in" in refused("--config.autoencoder=/nowhere")
   assert "make them with `vdt encode`" in refused(where=tmp_path)
@@ -144,6 +148,10 @@ def test_stale_mixed_and_torn_latents_are_refused_by_name(folder, encoder, data_
   shard = torn / "latents" / "train-00000.npy"
   shard.write_bytes(shard.read_bytes()[:-100])
   assert "train-00000.npy is not whole" in refused(where=torn)
+  shutil.copy(folder / "latents" / "train-00000.npy", shard)
+  rows = torn / "latents" / "train-00000.rows.npz"
+  rows.write_bytes(rows.read_bytes()[:-100])
+  assert "train-00000.rows.npz is not whole" in refused(where=torn)
   (torn / "latents" / "latents.json").write_text("{")
   assert "is damaged" in refused(where=torn)
 
@@ -156,7 +164,7 @@ def test_a_model_of_latents_trains_samples_and_is_measured_in_pixels(folder, enc
   made_by, clips = autoencoder.load(encoder), get_config("latents").data.source
   truth = pixels(dataclasses.replace(clips, data_dir=data_dir, split="test").batch(0)["video"][:4])
   again = np.asarray(made_by.decode(made_by.params, made_by.encode(made_by.params, truth)))
-  floor = np.square(again - truth)[:, 1:].mean()
+  floor = np.square(again - truth)[:, 3:].mean()
   assert tables["prediction/mse/reconstruction"] == pytest.approx(floor, rel=1e-3)
   assert tables["prediction/mse/single sample"] > 0
   page = (tmp_path / "run" / "report.html").read_text()
@@ -168,6 +176,20 @@ def test_a_model_of_latents_trains_samples_and_is_measured_in_pixels(folder, enc
   cli.main(["sample", *run, f"--out={tmp_path}/given", "--count=1", f"--given={tmp_path}/given.npy"])
   cli.main(["show-batch", *run[:-1], f"--out={tmp_path}/batch.html", "--count=2"])
   assert "bfloat16 (2, 4, 4, 6)" in (tmp_path / "batch.html").read_text()
+
+
+def test_latents_of_clips_and_of_pictures_are_standardised_together_and_trained_on(encoder, data_dir, tmp_path):
+  config = get_config("mixed latents")
+  config.autoencoder, config.steps, config.log_every, config.evals = encoder, 4, 1, {}
+  source = lambda part: dataclasses.replace(part.source, data_dir=data_dir)
+  config.data.parts = tuple(
+    dataclasses.replace(part, data_dir=str(tmp_path), source=source(part)) for part in config.data.parts
+  )
+  encode.run(config, 0, 1, None)
+  one, other = (json.loads((tmp_path / part.name / "latents.json").read_text()) for part in config.data.parts)
+  assert one["mean"] == other["mean"] and one["std"] == other["std"]
+  assert {config.data.batch(step)["video"].shape for step in range(2)} == {(8, 2, 4, 4, 6), (16, 1, 4, 4, 6)}
+  assert int(train(config, str(tmp_path / "run")).step) == 4
 
 
 def test_an_imported_model_of_latents_is_sampled_from_without_a_data_set(encoder, tmp_path, capsys):
@@ -197,4 +219,6 @@ def test_a_mask_of_pixels_becomes_one_of_latents(encoder):
   given[:, 4, :8] = 1
   mask = between.mask(given)[0, ..., 0]
   assert mask.shape == (2, 4, 4) and mask[0].all() and mask[1, :2].all() and not mask[1, 2:].any()
-  assert [between.frames(count) for count in (None, 1, 4, 5)] == [None, 1, 1, 2]
+  given = lambda task, count: between.plan(task, 0, (1, 5, 16, 16), count)[0, :, 0, 0, 0].tolist()
+  assert [given("prediction", count) for count in (1, 4)] == [[1, 0], [1, 0]]
+  assert [given("backward", count) for count in (2, 4)] == [[0, 0], [0, 1]], "never more than was asked for"

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from vdt.encoder import made
 from vdt.sharding import path_name
 from vdt.weights import Tensors
 
-LATENTS = "latents.json"
+CHANNELS = "channels.json"
 """In a workdir: the mean and standard deviation of each channel of the latents, and of which step they are."""
 Video = Float[Array | np.ndarray, "b f h w c"]
 Out = Float[Array, "b g i j o"]
@@ -35,11 +36,12 @@ class Autoencoder:
     latents = autoencoder.encode(autoencoder.params, video)       # the mean of the posterior, (mean - shift) / scale
     video = autoencoder.decode(autoencoder.params, latents)       # clipped to [-1, 1]
 
-  Both may be traced, and take `chunk`, the latent frames that are worked off at once, and `tile`, the rows and columns
-  of latents that are: what comes out is the same, for less memory. params: "weights", as the parts take them, and
-  "shift" and "scale" (z,). factor: (frames, rows, columns) of pixels for one of latents; the first frame has one for
-  itself where that is more than one. channels: z. reach: latents on each side that a latent, or its pixels, depends on;
-  None where that is the whole frame, which then has no tiles. settings: all that beside weights decides.
+  Both may be traced, and take `chunk`, the latent frames that are worked off at once, and `tile`, the rows and
+  columns of latents that are: what comes out is the same, for less memory. params: "weights", as the parts take them,
+  and "shift" and "scale" (z,). factor: (frames, rows, columns) of pixels for one of latents; the first frame has one
+  for itself where that is more than one. channels: z. reach: latents on each side that a latent, or its pixels,
+  depends on; None where that is the whole frame, which then has no tiles. by_frame: no latent depends on other frames
+  than its own. settings: all that beside weights decides.
   """
 
   params: dict[str, Any]
@@ -49,6 +51,7 @@ class Autoencoder:
   settings: dict[str, Any]
   encode_part: Part
   decode_part: Part
+  by_frame: bool = False
 
   def frames(self, count: int) -> int:
     """Latent frames of so many frames. ValueError for a number that does not divide."""
@@ -129,11 +132,13 @@ def spans(size: int, tile: int, reach: int) -> list[tuple[int, int, int, int]]:
   return [(begin, end, min(max(begin - reach, 0), size - length), length) for begin, end in bounds]
 
 
-def load(path: str, step: int | None = None) -> Autoencoder:
-  """The autoencoder in a workdir of ours (at `step`, or the newest), in a folder of taef2, or in one of diffusers.
+def load(path: str) -> Autoencoder:
+  """The autoencoder in a workdir of ours, also gs://, in a folder of taef2, or in one of diffusers.
 
-  FileNotFoundError where there is none; ValueError for weights that are not of what is said beside them.
+  FileNotFoundError where there is none; ValueError for weights that are damaged, or not of what is said beside them.
   """
+  if "://" in path:
+    return trained(path)
   folder = pathlib.Path(path)
   if (folder / "taef2_encoder.npz").exists():
     return taef2(folder)
@@ -144,24 +149,27 @@ def load(path: str, step: int | None = None) -> Autoencoder:
   said = json.loads(config.read_text())
   if "_class_name" in said:
     return diffusers(folder, said)
-  return trained(path, step)
+  return trained(path)
 
 
-def trained(workdir: str, step: int | None = None) -> Autoencoder:
-  """The average weights of a run of ours, standardised as LATENTS says."""
+def trained(workdir: str) -> Autoencoder:
+  """The average weights of a run of ours at its end, standardised as CHANNELS says."""
   stored = workdirs.read(workdir)["config"]
   if stored["model"]["_"] != "VideoAutoencoder":
     raise ValueError(f"{workdir} holds a {stored['model']['_']}, no autoencoder")
   model = made(models, stored["model"])
   with Checkpointer(workdir, create=False) as checkpoints:
-    step = checkpoints.there(step)
+    step = checkpoints.there(None)
     ema = checkpoints.arrays(step, ("ema",))["ema"]
-  path = epath.Path(workdir) / LATENTS
+  path = epath.Path(workdir) / CHANNELS
   said = json.loads(path.read_text()) if path.exists() else {}
   if said.get("step") != step:
     there = f"of step {said['step']}" if said else "not there"
     raise ValueError(f"{path} is {there}, the weights are of step {step}: train to the end, which measures the latents")
-  network = model.build(stored["data"]["frames"], tuple(stored["data"]["size"]), {})
+  data = stored["data"]
+  while "parts" in data:  # a mixture has the shape of its first part
+    data = data["parts"][0]
+  network = model.build(data["frames"], tuple(data["size"]), {})
   like = jax.eval_shape(network.init, jax.random.key(0))
   named = {path_name(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(ema)}
   ema = jax.tree_util.tree_map_with_path(lambda key, _: jnp.asarray(named[path_name(key)]), like)
@@ -175,15 +183,20 @@ def taef2(folder: pathlib.Path) -> Autoencoder:
   """The tiny image autoencoder, from its two .npz."""
   found, network = {}, models.taef2()
   for half in ("encoder", "decoder"):
-    with np.load(folder / f"taef2_{half}.npz") as stored:
-      found |= {f"{half}.{key}": stored[key] for key in stored.files}
+    path = folder / f"taef2_{half}.npz"
+    try:
+      with np.load(path) as stored:
+        found |= {f"{half}.{key}": stored[key] for key in stored.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+      raise ValueError(f"{path} is damaged ({error}): copy it again") from error
   arrays, ones = adopted(found, network.needed, str(folder)), jnp.ones(network.channels)
   params = {"weights": arrays, "shift": 0 * ones, "scale": ones}
-  return of(network, params, {"kind": "taef2"})
+  return of(network, params, {"kind": "taef2"}, by_frame=True)
 
 
-def of(network: models.Published, params: dict[str, Any], settings: dict[str, Any]) -> Autoencoder:
-  return Autoencoder(params, network.factor, network.channels, None, settings, network.encode, network.decode)
+def of(network: models.Published, params: dict[str, Any], settings: dict[str, Any], by_frame: bool) -> Autoencoder:
+  parts = network.encode, network.decode
+  return Autoencoder(params, network.factor, network.channels, None, settings, *parts, by_frame=by_frame)
 
 
 FREE = {
@@ -226,12 +239,13 @@ def diffusers(folder: pathlib.Path, said: dict[str, Any]) -> Autoencoder:
   mean, std, ones = said.get("latents_mean"), said.get("latents_std"), np.ones(channels, np.float32)
   if wan or mean is not None:
     shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    scale = scale if wan else scale / said.get("scaling_factor", 0.18215)  # as StableDiffusionXLPipeline decodes them
   else:
     shift, scale = (said.get("shift_factor") or 0.0) * ones, ones / said.get("scaling_factor", 0.18215)
   if shift.shape != (channels,) or scale.shape != (channels,):
     raise ValueError(f"{folder}: latents_mean and latents_std hold {shift.shape}, {scale.shape}, not {(channels,)}")
   params = {"weights": arrays, "shift": jnp.asarray(shift), "scale": jnp.asarray(scale)}
-  return of(network, params, {"kind": kind, **config})
+  return of(network, params, {"kind": kind, **config}, by_frame=not wan)
 
 
 def read(folder: pathlib.Path) -> Mapping[str, np.ndarray]:

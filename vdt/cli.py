@@ -33,7 +33,7 @@ VERBS = {
 }
 PROGRAMS = {"import": "import_weights", "show-batch": "show_batch"}
 """Verbs that are no names of functions."""
-MANY = ("train", "sample", "evaluate", "encode")
+MANY = ("train", "sample", "evaluate")
 """Verbs whose processes may be several."""
 SWITCHES = ("dry_run", "check")
 """Flags that need no value, and may be said with a "no" before them."""
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
   verb, rest = (argv[0], argv[1:]) if argv else ("", [])
   if verb not in VERBS:
     print("usage: vdt VERB [flags]; `vdt VERB --help` lists a verb's flags")
-    print("\n".join(f"  vdt {name:9} {text}" for name, text in VERBS.items()))
+    print("\n".join(f"  vdt {name:10} {text}" for name, text in VERBS.items()))
     sys.exit(verb not in ("-h", "--help", "help"))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   host.keep_freed_memory()
@@ -155,23 +155,21 @@ def import_weights(rest: list[str]) -> None:
 
 def encode(rest: list[str]) -> None:
   values = flags.FlagValues()
-  text = "I/N: only every N-th shard, from the I-th on; run all N, where you like (default: by this run's processes)"
+  text = "I/N: only every N-th shard, from the I-th on; run all N, where you like (default: as Slurm's tasks, or all)"
   flags.DEFINE_string("part", None, text, flag_values=values)
-  flags.DEFINE_float("shard", 64.0, "megabytes of a shard, which is what a cut costs", 1e-3, flag_values=values)
+  text = "megabytes of a shard, which is what a cut costs (default: as before, or 64)"
+  flags.DEFINE_float("shard", None, text, 1e-3, flag_values=values)
   config, _ = parse(rest, values)
-  import jax
-
   from vdt import encode as program
 
-  part, parts = jax.process_index(), jax.process_count()
-  if values.part:
-    try:
-      part, parts = map(int, values.part.split("/"))
-    except ValueError:
-      raise ValueError(f"--part {values.part}: write I/N, say 0/4") from None
-    if not 0 <= part < parts:
-      raise ValueError(f"--part {values.part}: from 0/{parts} to {parts - 1}/{parts}")
-  program.run(config, part, parts, int(values.shard * 1e6))
+  given = values.part or f"{os.environ.get('SLURM_PROCID', 0)}/{os.environ.get('SLURM_NTASKS', 1)}"
+  try:
+    part, parts = map(int, given.split("/"))
+  except ValueError:
+    raise ValueError(f"--part {given}: write I/N, say 0/4") from None
+  if not 0 <= part < parts:
+    raise ValueError(f"--part {given}: I is a number from 0 on, below N")
+  program.run(config, part, parts, None if values.shard is None else int(values.shard * 1e6))
 
 
 def show_batch(rest: list[str]) -> None:

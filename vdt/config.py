@@ -254,7 +254,12 @@ class Config:
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
       if hasattr(each, "prepare"):
-        each.prepare(held_out)
+        each.prepare(held_out.clips)
+      if each.split == "train" and getattr(each, "given_frames", None) and held_out.clips.each() is not held_out:
+        raise ValueError(
+          f"evals.{name} goes on with clips of the training split, which latents and mixtures draw otherwise than they "
+          f"are scored by: take a split that is held out"
+        )
       if each.clips > len(held_out):
         raise ValueError(
           f"evals.{name} needs {each.clips} clips, split {each.split!r} has {len(held_out)}: lower evals.{name}.count, "
@@ -270,12 +275,15 @@ class Config:
     """The mesh of `devices`, by default all there are, and the network on it. ValueError where they do not fit."""
     mesh = self.mesh.build(devices)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if self.micro_batches < 1 or self.data.batch_size % (parts * self.micro_batches):
-      raise ValueError(
-        f"data.batch_size {self.data.batch_size} is not a multiple of mesh.data x mesh.fsdp = {parts} times "
-        f"micro_batches = {self.micro_batches}, which is at least 1"
-      )
-    return mesh, self.model.build(self.data.frames, tuple(self.data.size), dict(mesh.shape))
+    networks = []
+    for shape in self.data.shapes():
+      if self.micro_batches < 1 or shape.batch_size % (parts * self.micro_batches):
+        raise ValueError(
+          f"data.batch_size {shape.batch_size} is not a multiple of mesh.data x mesh.fsdp = {parts} times "
+          f"micro_batches = {self.micro_batches}, which is at least 1"
+        )
+      networks.append(self.model.build(shape.frames, shape.size, dict(mesh.shape)))
+    return mesh, networks[0]
 
 
 RATES = ("optimizer.lr", "optimizer.warmup", "optimizer.decay")
@@ -290,9 +298,6 @@ RESUMABLE = (
   "log_every",
   "save_every",
   "keep",
-  "data.prefetch",
-  "data.readers",
-  "data.cache",
   "profile",
   "spike",
   "roll_back",
@@ -301,6 +306,14 @@ RESUMABLE = (
   *RATES,
 )
 """Fields that a run may change when it is resumed; with any other it would be another run."""
+LOCAL = ("prefetch", "readers", "cache")
+"""Fields of `data`, and of what it is made of, that say how this machine reads: a run may change them too."""
+
+
+def resumable(name: str) -> bool:
+  """Whether a dotted field is one of those."""
+  parts = name.split(".")
+  return name in RESUMABLE or parts[0] in RESUMABLE or (parts[0] == "data" and parts[-1] in LOCAL)
 
 
 def to_dict(config: Any) -> Any:
@@ -324,6 +337,9 @@ def filled(old: dict, config: Any) -> dict:
       found[field.name] = to_dict(field.default)
     elif dataclasses.is_dataclass(value) and isinstance(old.get(field.name), dict):
       found[field.name] = filled(old[field.name], value)
+    elif isinstance(value, (tuple, list)) and len(stored := old.get(field.name) or ()) == len(value):
+      pairs = zip(stored, value)
+      found[field.name] = [filled(one, new) if dataclasses.is_dataclass(new) else one for one, new in pairs]
   return found
 
 
@@ -332,6 +348,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple[Any, 
   found = {}
   for key in sorted({*old, *new}):
     a, b = old.get(key), new.get(key)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b) and dict in map(type, a):
+      a, b = ({str(number): value for number, value in enumerate(each)} for each in (a, b))
     if isinstance(a, dict) and isinstance(b, dict):
       found |= differences(a, b, f"{prefix}{key}.")
     elif a != b:

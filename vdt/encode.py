@@ -1,6 +1,6 @@
 """`vdt encode`: the clips of an experiment through its autoencoder, once, to the latents that it is trained on.
 
-Each process encodes every n-th shard on its own devices, without a word to the others, so that one that dies holds up
+Each process encodes every n-th shard on its own devices, without a word to the others, so that one that dies ends
 none; a shard appears whole or not at all, and a command that was cut off goes on with the first that is missing.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+import uuid
 from typing import Any
 
 import jax
@@ -24,44 +25,42 @@ from vdt.distributed import in_chunks
 from vdt.evals import pixels
 from vdt.reconstruction import Moments
 
-CHUNK = 8
-"""Clips that are encoded at once, or a few more where the devices ask for it."""
+SHARD = 64_000_000
+"""Bytes of a shard, which is what a cut costs."""
 MEASURED = 512
 """Training clips whose latents say how all are standardised."""
 MADE = "encoding.json"
 """What the shards in a folder are made by, written before the first of them."""
 
 
-def run(config: Config, part: int, parts: int, size: int) -> None:
+def run(config: Config, part: int, parts: int, size: int | None) -> None:
   """Encodes the shards whose number is `part` modulo `parts`, and, once all are there, says so in latents.json.
 
-  size: bytes of a shard, or a little less. ValueError for an experiment without latents, for an autoencoder that does
-  not fit them, or for a folder that holds other ones; OSError where it cannot be written, with what is done kept.
+  size: bytes of a shard, or a little less (None: as before, or SHARD). ValueError for an experiment without latents,
+  for an autoencoder that does not fit them, or for a folder that holds other ones; OSError where it cannot be
+  written, with what is done kept.
   """
   wanted = [data for data in getattr(config.data, "parts", (config.data,)) if hasattr(data, "source")]
   if not (config.autoencoder and wanted):
     raise ValueError("nothing to encode: the experiment's data are no Latents, or it names no config.autoencoder")
   made_by = autoencoder.load(config.autoencoder)
   for data in wanted:
+    if "://" in data.data_dir:
+      raise ValueError(f"data.data_dir {data.data_dir}: encode to a local folder, and upload that")
+    data.check_source()
     space.check(data, made_by)
     data.source.prepare()
-    try:
-      one(data, made_by, part, parts, size)
-    except OSError as error:
-      raise OSError(
-        f"{data.directory} cannot be written ({error.strerror or error}): run the same command again, whole shards are "
-        f"kept"
-      ) from error
-
-
-def one(data: Any, made_by: autoencoder.Autoencoder, part: int, parts: int, size: int) -> None:
-  """As `run`, of one data set."""
   with jax.set_mesh(Mesh().build(jax.local_devices())):
-    settings = claim(data, made_by, size)
-    every = shards(settings)
-    for split, number in tqdm.tqdm(every[part::parts], "encoding", unit="shard", mininterval=1):
-      if not whole(data, split, number):
-        encode(data, split, number, settings, made_by)
+    for data, settings in zip(wanted, claim(wanted, made_by, size)):
+      one(data, settings, made_by, part, parts)
+
+
+def one(data: Any, settings: dict[str, Any], made_by: autoencoder.Autoencoder, part: int, parts: int) -> None:
+  """As `run`, of one data set."""
+  every = shards(settings)
+  for split, number in tqdm.tqdm(every[part::parts], "encoding", unit="shard", mininterval=1):
+    if not whole(data, split, number):
+      encode(data, split, number, settings, made_by)
   if missing := sum(not whole(data, *each) for each in every):
     print(f"{data.directory}: {missing} of {len(every)} shards are still missing, which other processes make")
     return
@@ -71,57 +70,71 @@ def one(data: Any, made_by: autoencoder.Autoencoder, part: int, parts: int, size
   print(f"{data.directory}: latents {tuple(settings['shape'])} of {counts} clips, {total / 1e6:.1f} MB")
 
 
-def describe(data: Any, made_by: autoencoder.Autoencoder, size: int) -> dict[str, Any]:
-  """latents.json, but for how they are standardised: by what, of what, in which shape."""
+def describe(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
+  """latents.json, but for shards and how they are standardised: by what, of what, in which shape."""
   clips = {split: dataclasses.replace(data.source, split=split) for split in data.source.splits()}
   stored = data.source.stored[0]
   most = stored - (stored - 1) % made_by.factor[0]
-  shape = [made_by.frames(most), *data.size, made_by.channels]
-  each = data.views * 2 * int(np.prod(shape))
   return {
     "autoencoder": made_by.fingerprint(),
     **data.wanted(),
     "frames": most,
-    "shape": shape,
-    "apart": made_by.factor[0] == 1,
+    "shape": [made_by.frames(most), *data.size, made_by.channels],
+    "apart": made_by.by_frame,
     "counts": {split: len(each) for split, each in clips.items()},
-    "shard": max(size // each, 1),
   }
 
 
-def claim(data: Any, made_by: autoencoder.Autoencoder, size: int) -> dict[str, Any]:
-  """What the shards are made by: as it is written down, or now is, with the mean and spread of each channel measured.
+def claim(wanted: list[Any], made_by: autoencoder.Autoencoder, size: int | None) -> list[dict[str, Any]]:
+  """What the shards of each data set are made by: as it is written down, or is now, with the mean and spread of each
+  channel measured over all of them.
 
   The first process to write it decides for all. ValueError where others are there already.
   """
-  folder, settings = pathlib.Path(data.directory), describe(data, made_by, size)
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / MADE
-  if not path.exists():
-    if any(not child.name.startswith(MADE) for child in folder.iterdir()):
-      raise ValueError(f"{folder} is there, and holds no latents: name another data.name")
-    put(path, json.dumps({**settings, **measure(data, made_by, settings)}, indent=1).encode(), over=False)
-  found = json.loads(path.read_text())
-  if names := [name for name in settings if found.get(name) != settings[name]]:
-    told = "; ".join(f"{name} {found.get(name)!r}, now {settings[name]!r}" for name in names)
-    raise ValueError(f"{folder} holds latents that were made otherwise ({told}): name another data.name, or remove it")
+  found, standard = [], None
+  asked = [describe(data, made_by) for data in wanted]
+  clips_in = lambda settings, size: max(size // (settings["views"] * 2 * int(np.prod(settings["shape"]))), 1)
+  for data, settings in zip(wanted, asked):
+    if (path := pathlib.Path(data.directory) / MADE).exists():
+      stored = json.loads(path.read_text())
+      refuse(data.directory, stored, settings | ({"shard": clips_in(settings, size)} if size else {}))
+      standard = standard or {name: stored[name] for name in ("mean", "std")}
+  for data, settings in zip(wanted, asked):
+    path = pathlib.Path(data.directory) / MADE
+    if not path.exists():
+      if path.parent.exists() and any(not child.name.startswith(MADE) for child in path.parent.iterdir()):
+        raise ValueError(f"{data.directory} is there, and holds no latents: name another data.name")
+      standard = standard or measure(wanted, made_by)
+      content = {**settings, "shard": clips_in(settings, size or SHARD), **standard}
+      put(path, json.dumps(content, indent=1).encode(), over=False)
+    found.append(json.loads(path.read_text()))
+    standard = {name: found[-1][name] for name in ("mean", "std")}
   return found
 
 
-def measure(data: Any, made_by: autoencoder.Autoencoder, settings: dict[str, Any]) -> dict[str, list[float]]:
-  """Mean and standard deviation of each channel of the latents of `MEASURED` training clips, evenly chosen."""
-  count = settings["counts"]["train"]
-  index = np.unique(np.linspace(0, count - 1, min(count, MEASURED)).astype(int))
-  clips, moments = dataclasses.replace(data.source, split="train"), Moments()
-  for first in range(0, len(index), CHUNK):
-    video = clips.records(index[first : first + CHUNK])["video"][:, : settings["frames"]]
-    moments.add(through(made_by, pixels(video)))
+def refuse(folder: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+  """ValueError naming in what latents that are there were made otherwise."""
+  if names := [name for name in asked if stored.get(name) != asked[name]]:
+    told = "; ".join(f"{name} {stored.get(name)!r}, now {asked[name]!r}" for name in names)
+    advice = "leave out --shard" if names == ["shard"] else "name another data.name, or remove it"
+    raise ValueError(f"{folder} holds latents that were made otherwise ({told}): {advice}")
+
+
+def measure(wanted: list[Any], made_by: autoencoder.Autoencoder) -> dict[str, list[float]]:
+  """Mean and standard deviation of each channel of the latents of `MEASURED` training clips of each, evenly chosen."""
+  moments = Moments()
+  for data in wanted:
+    clips = dataclasses.replace(data.source, split="train")
+    frames = describe(data, made_by)["frames"]
+    index = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), MEASURED)).astype(int))
+    for first in range(0, len(index), space.FEW):
+      moments.add(through(made_by, pixels(clips.records(index[first : first + space.FEW])["video"][:, :frames])))
   return {"mean": moments.mean.tolist(), "std": np.where(moments.std > 1e-6, moments.std, 1.0).tolist()}
 
 
 def through(made_by: autoencoder.Autoencoder, videos: np.ndarray) -> np.ndarray:
   """Latents of videos in [-1, 1]. ValueError where they are not finite."""
-  made = in_chunks(lambda video: made_by.encode(made_by.params, video), (videos,), CHUNK)
+  made = in_chunks(lambda video: made_by.encode(made_by.params, video), (videos,), space.FEW)
   if not np.isfinite(made).all():
     raise ValueError("the autoencoder makes numbers that are not finite of some clips: is it trained?")
   return made
@@ -146,8 +159,8 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
   latents = np.empty((len(index), settings["views"], *settings["shape"]), np.uint16)
   labels, ids, captions = [], [], []
   mean, std = (np.array(settings[name], np.float32) for name in ("mean", "std"))
-  for first in range(0, len(index), CHUNK):
-    batch = clips.records(index[first : first + CHUNK])
+  for first in range(0, len(index), space.FEW):
+    batch = clips.records(index[first : first + space.FEW])
     video = pixels(batch["video"][:, : settings["frames"]])
     views = np.stack([video, video[:, :, :, ::-1]][: settings["views"]], 1)
     made = (through(made_by, views.reshape(-1, *video.shape[1:])) - mean) / std
@@ -162,15 +175,21 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
   content = io.BytesIO()
   np.save(content, latents)
   path, beside = data.shard_paths(split, number)
+  for left in pathlib.Path(path).parent.glob(f"{split}-{number:05d}.*.new"):  # by a process that was killed
+    left.unlink(missing_ok=True)
   put(beside, described.getvalue())
   put(path, content.getbuffer())
 
 
 def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
-  """Writes a file that appears whole or not at all, whoever else writes the same; over: also if it is there already."""
+  """Writes a file that appears whole or not at all, whoever else writes the same; over: also if it is there already.
+
+  OSError where it cannot be written.
+  """
   path = pathlib.Path(path)
-  new = path.with_name(f"{path.name}.{os.getpid()}.new")
+  new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(new, "wb") as file:
       file.write(content)
       file.flush()
@@ -180,6 +199,10 @@ def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
     else:
       with contextlib.suppress(FileExistsError):
         os.link(new, path)
+  except OSError as error:
+    raise OSError(
+      f"{path.parent} cannot be written ({error.strerror or error}): run the same command again, whole shards are kept"
+    ) from error
   finally:
     new.unlink(missing_ok=True)
 

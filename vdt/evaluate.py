@@ -36,7 +36,7 @@ def evaluate(
     return dataclasses.replace(config.data, split=split)
 
   def clips(split: str) -> Any:
-    return data(split).clips
+    return data(split).clips.each()
 
   def sample(
     count: int,
@@ -49,7 +49,8 @@ def evaluate(
 
   @functools.cache
   def sampled(count: int, task: str, split: str, repeats: int, given_frames: int | None) -> np.ndarray:
-    rows = first(data(split), count)
+    rows, like = first(data(split), count), clips(split)
+    shape = (count * repeats, like.frames, *like.size)
     videos = generate(
       config,
       network,
@@ -57,7 +58,8 @@ def evaluate(
       pixels(np.repeat(rows["video"], repeats, axis=0)),
       np.repeat(rows["label"], repeats),
       task=task,
-      given_frames=between.frames(given_frames),
+      given_frames=given_frames if between.autoencoder is None else None,
+      given=between.plan(task, seed, shape, given_frames),
       seed=seed,
     )
     videos = between.to_pixels(videos)
@@ -86,7 +88,7 @@ def cards(config: Config, evals: dict[str, Any], seed: int = 0, ema: float | Non
   data = lambda split: dataclasses.replace(config.data, split=split)
   if config.autoencoder:
     how["latents"] = data("test").made_by()
-  clips = lambda split: data(split).clips
+  clips = lambda split: data(split).clips.each()
   run = Run(lambda *_: None, config.model.patch[0], clips, lambda *_: None, how=how, inputs=data)
   found = {name: each.card(run) if hasattr(each, "card") else card(each, run) for name, each in evals.items()}
   return json.loads(json.dumps(found))
@@ -106,6 +108,7 @@ def run(config: Config, workdir: str, step: int | None, ema: float | None, seed:
   OSError before anything is computed where `path` cannot be written.
   """
   if path and distributed.first():
+    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     with epath.Path(path).open("a"):  # a whole file that is there stays until the figures are
       pass
   mesh, network, params, step = load(config, workdir, step, ema)

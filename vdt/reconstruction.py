@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Array, Float, Key, UInt32
 
 from vdt import distributed, workdirs
-from vdt.autoencoder import LATENTS
+from vdt.autoencoder import CHANNELS
 from vdt.distributed import in_chunks
 from vdt.evals import pixels, vgg
 
@@ -70,16 +70,23 @@ class Reconstruction:
     raise ValueError("diffusion Reconstruction is an autoencoder's: set sampler=Reconstruct()")
 
   def finish(self, config: Any, network: Any, params: Any, workdir: str, step: int) -> None:
-    """Writes LATENTS: the mean and deviation of each channel over an epoch of training clips, as training sees them."""
-    count = min(self.measured or len(config.data), len(config.data))
+    """Writes CHANNELS: the mean and deviation of each channel over an epoch of training clips, as training sees them.
+
+    What is there of this step stays: other devices would round otherwise, and make stale what was encoded by it.
+    """
+    path = epath.Path(workdir) / CHANNELS
+    if path.exists() and json.loads(path.read_text()).get("step") == step:
+      return
+    data = config.data.each()
+    count = min(self.measured or len(data), len(data))
     encode = jax.jit(lambda x: network.encode(params, x)[0])
-    moments, size = Moments(), config.data.batch_size
+    moments, size = Moments(), data.batch_size
     for number in range(-(-count // size)):
-      clips = config.data.batch(number)["video"][: count - number * size]
+      clips = data.batch(number)["video"][: count - number * size]
       moments.add(in_chunks(encode, (pixels(clips),), size))
     said = {"step": step, "clips": count, "mean": moments.mean.tolist(), "std": moments.std.tolist()}
     if distributed.first():
-      workdirs.rewrite(epath.Path(workdir) / LATENTS, json.dumps(said, indent=2))
+      workdirs.rewrite(path, json.dumps(said, indent=2))
 
 
 class Moments:

@@ -29,12 +29,13 @@ def write_report(
   """Writes the page and samples/, a folder of WebP for each task; returns the page's path. between: as `space.of`."""
   held_out = dataclasses.replace(config.data, split="test")
   rows = {"real, held out": first(held_out.clips, SHOWN)["video"]}
-  clips = first(held_out, SHOWN)
+  clips, shape = first(held_out, SHOWN), rows["real, held out"].shape[:4]
   real, label = pixels(clips["video"]), clips["label"]
   if between.autoencoder:
     rows["reconstructions"] = video.to_uint8(between.to_pixels(real))
   for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
-    made = between.to_pixels(generate(config, network, params, real, label, task=task))
+    given = between.plan(task, 0, shape, None)
+    made = between.to_pixels(generate(config, network, params, real, label, task=task, given=given))
     rows[config.sampler.title(task)] = video.to_uint8(made)
   path = epath.Path(workdir) / "report.html"
   if not distributed.first():

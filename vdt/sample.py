@@ -1,6 +1,7 @@
 """A checkpoint, and what the user gives, to videos."""
 
 import dataclasses
+import json
 import sys
 from functools import partial
 from typing import Any
@@ -134,7 +135,7 @@ def run(
     if not distributed.first():
       return
     if between.autoencoder:
-      write(folder, video.to_uint8(made), FPS)
+      write(folder, video.to_uint8(made), FPS, {"step": step, "ema": ema, "seed": seed, "label": label})
       print(f"{count} videos of step {step}, seed {seed}: {folder}")
     else:
       np.save(folder / "latents.npy", made)
@@ -150,7 +151,6 @@ def run(
       raise ValueError(f"unknown label {label!r}: choose from {', '.join(held_out.labels())}")
     labels = np.full(count, held_out.labels().index(label), np.int32)
   task = task or ("prediction" if given else "generation")
-  mask = None
   if given:
     frames = video.read_frames(given) if given.endswith(".npy") else held_out.clip(given)
     videos, mask = place(frames, config, task, given_frames, count, seed)
@@ -158,27 +158,28 @@ def run(
       seen, mask = between.to_model(pixels(videos)), between.mask(mask)
     if not mask.any():
       raise ValueError("what is given is whole in no latent: give more with --given_frames, or another --task")
+  else:
+    mask = between.plan(task, seed, (count, held_out.frames, *held_out.size), given_frames)
+  if mask is not None:
+    given_frames = None  # the mask says it
   with jax.set_mesh(mesh):
-    made = generate(
-      config,
-      network,
-      params,
-      seen,
-      labels,
-      task=task,
-      given_frames=between.frames(given_frames),
-      given=mask,
-      seed=seed,
-    )
+    made = generate(config, network, params, seen, labels, task=task, given_frames=given_frames, given=mask, seed=seed)
     made = between.to_pixels(made)
   if not distributed.first():
     return
-  write(folder, video.to_uint8(made), held_out.fps())
+  about = {"step": step, "ema": ema, "task": task, "seed": seed, "given": given, "label": label}
+  write(folder, video.to_uint8(made), held_out.fps(), about)
   print(f"{count} videos of step {step}, task {task}, seed {seed}: {folder}")
 
 
-def write(folder: epath.Path, videos: UInt8[np.ndarray, "b f h w 3"], fps: float) -> None:
-  """Each video as MP4 and WebP, and the first ones as a contact sheet."""
+def write(folder: epath.Path, videos: UInt8[np.ndarray, "b f h w 3"], fps: float, about: dict[str, Any]) -> None:
+  """Each video as MP4 and WebP, the first ones as a contact sheet, and samples.json, which says what they are `about`.
+
+  Videos of an earlier command are removed: they would pass for these.
+  """
+  for old in (path for kind in ("mp4", "webp") for path in folder.glob(f"[0-9]*.{kind}")):
+    old.unlink()
+  (folder / "samples.json").write_text(json.dumps(about | {"count": len(videos), "fps": fps}, indent=1))
   for number, each in enumerate(videos):
     (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, fps))
     (folder / f"{number:04d}.webp").write_bytes(video.webp(each, fps))
@@ -221,6 +222,8 @@ def place(
     raise ValueError(f"task {task} takes {len(where)} given frames, the file has {len(frames)}")
   clip = np.zeros((*shape, 3), np.uint8)
   clip[where] = frames[where] if len(frames) == len(clip) else frames[: len(where)]
+  if config.data.clips is not config.data:  # a latent sees its neighbours, so that these are the nearest there are
+    clip = clip[where[np.abs(np.arange(len(clip))[:, None] - where).argmin(1)]]
   return np.repeat(clip[None], count, axis=0), np.repeat(mask, count, axis=0)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from vdt.autoencoder import Autoencoder, load
 from vdt.config import Config
+from vdt.diffusion import given
 from vdt.distributed import in_chunks
 
 FEW = 8
@@ -40,22 +41,25 @@ class Space(NamedTuple):
     latents = np.asarray(made * self.std + self.mean, np.float32)
     return np.clip(in_chunks(partial(self.autoencoder.decode, self.autoencoder.params), (latents,), FEW), -1.0, 1.0)
 
-  def frames(self, count: int | None) -> int | None:
-    """Of the first `count` frames, how many of the model's are given by them alone."""
-    if self.autoencoder is None or not count:
-      return count
-    return 1 + (count - 1) // self.autoencoder.factor[0]
+  def plan(self, task: str, seed: int, shape: tuple[int, ...], given_frames: int | None) -> np.ndarray | None:
+    """What of clips (b, f, h, w) of pixels a task gives, planned in pixels, as the model's mask (b g i j 1); None of a
+    model of pixels, which plans itself. ValueError as `given.plan`."""
+    if self.autoencoder is None:
+      return None
+    k_mask, _ = jax.random.split(jax.random.key(seed))  # as `sample.generate` has it
+    return self.mask(np.asarray(given.plan(task, k_mask, shape, count=given_frames)))
 
-  def mask(self, given: Float[np.ndarray, "b f h w 1"]) -> Float[np.ndarray, "b g i j 1"]:
+  def mask(self, pixels: Float[np.ndarray, "b f h w 1"]) -> Float[np.ndarray, "b g i j 1"]:
     """A mask of pixels as the model's: a latent is given where all pixels are that it stands for.
 
-    Where one stands for several frames, the first of a clip has one for itself.
+    Where one stands for several frames, the first of a clip has one for itself. A causal autoencoder's latents know
+    what came before them too: given ones are exact where all before them is given, as in prediction.
     """
     if self.autoencoder is None:
-      return given
+      return pixels
     time, rows, columns = self.autoencoder.factor
-    b, f, h, w, _ = given.shape
-    square = given.reshape(b, f, h // rows, rows, w // columns, columns).min((3, 5))
+    b, f, h, w, _ = pixels.shape
+    square = pixels.reshape(b, f, h // rows, rows, w // columns, columns).min((3, 5))
     alone = 1 if time > 1 else 0
     rest = square[:, alone:].reshape(b, -1, time, *square.shape[2:]).min(2)
     return np.concatenate([square[:, :alone], rest], 1)[..., None]

@@ -89,7 +89,7 @@ def agree(config: Config) -> None:
   resolved = json.dumps(to_dict(config), sort_keys=True)
   ids = ",".join(config.data.batch(0)["id"].tolist())
   digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
-  data = f"{len(config.data)} clips, {digest(ids)}"
+  data = f"{len(config.data)} clips, {digest(ids)}, {config.data.fingerprint()}"
   distributed.agree({"config": digest(resolved), "sources": workdirs.source_hash(), "data set": data})
 
 

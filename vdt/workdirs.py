@@ -15,7 +15,7 @@ import jax
 from etils import epath
 
 from vdt import distributed
-from vdt.config import RESUMABLE, Config, differences, filled, to_dict
+from vdt.config import Config, differences, filled, resumable, to_dict
 
 PACKAGES = ("vdt", "data_pipelines")
 
@@ -43,9 +43,9 @@ def claim(workdir: str, config: Config, origin: list[str] | None, **more: Any) -
 
   more: what config.json says beside: "data", the data set's fingerprint, or "imported", where the weights are from.
 
-  A workdir that another run is in, or that holds checkpoints of another one, is refused (ValueError), so is one that
-  cannot be written (OSError). Going on with other sources than those it was begun with is told on stderr. A bucket
-  (gs://...) cannot be locked, and is not.
+  A workdir that another run is in, or that holds checkpoints of another one, or of another data set, is refused
+  (ValueError), so is one that cannot be written (OSError). Going on with other sources than those it was begun with
+  is told on stderr. A bucket (gs://...) cannot be locked, and is not.
   """
   path, now = epath.Path(workdir), environment()
   with contextlib.ExitStack() as held:
@@ -55,6 +55,11 @@ def claim(workdir: str, config: Config, origin: list[str] | None, **more: Any) -
         fcntl.flock(held.enter_context(open(path / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
       if (path / "config.json").exists() and (steps := saved(path)):
         refuse_another(workdir, config)
+        if (data := read(workdir)["data"]) and more.get("data") and data != more["data"]:
+          raise ValueError(
+            f"{workdir} was trained on a data set {data}, now there is {more['data']}: put the other back, "
+            f"or name another --workdir"
+          )
         if max(steps) > config.steps:
           raise ValueError(f"{workdir} is at step {max(steps)}, past steps = {config.steps}: raise it")
         if (before := read(workdir)["environment"]).get("sources") != now["sources"]:
@@ -124,7 +129,7 @@ def refuse_another(workdir: str, config: Config) -> None:
   """ValueError naming the fields of `config`, but for RESUMABLE ones, in which the run in `workdir` differs from it."""
   plain = lambda content: json.loads(json.dumps(content))
   changes = differences(plain(filled(read(workdir)["config"], config)), plain(to_dict(config)))
-  changes = {name: pair for name, pair in changes.items() if not {name, name.split(".")[0]} & {*RESUMABLE}}
+  changes = {name: pair for name, pair in changes.items() if not resumable(name)}
   if changes:
     listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
     raise ValueError(f"{workdir} holds a run of another config ({listed}): change it back, or name another --workdir")

@@ -27,7 +27,7 @@ from vdt import cli
 from vdt.autoencoder import load
 from vdt.distributed import in_chunks
 from vdt.evals import real_videos
-from vdt.evals.reconstruction import flicker, psnr
+from vdt.evals.fidelity import flicker, psnr
 from vdt.video import to_uint8
 
 RESULTS = Path(__file__).parent / "results" / "autoencoders.json"
@@ -56,7 +56,7 @@ def of(autoencoder, videos):
   there = jax.jit(lambda x: autoencoder.decode(autoencoder.params, autoencoder.encode(autoencoder.params, x)))
   made = in_chunks(there, (videos,), CHUNK)
   frozen = np.repeat(videos[:, :1], videos.shape[1], axis=1)
-  if autoencoder.factor[0] > 1:  # frame by frame, equal frames come back equal
+  if not autoencoder.by_frame:  # frame by frame, equal frames come back equal
     frozen = in_chunks(there, (frozen,), CHUNK)
   height, width = (size // factor for size, factor in zip(videos.shape[2:4], autoencoder.factor[1:]))
   values = autoencoder.frames(videos.shape[1]) * height * width * autoencoder.channels

@@ -101,6 +101,7 @@ def folder(tmp_path_factory):
   (root / "m_empty.mp4").write_bytes(b"")
   (root / "n_text.mp4").write_text("no video\n" * 300)
   (root / os.fsdecode(b"p_\xff.mp4")).write_text("a name that is no text")
+  os.mkfifo(root / "q_pipe.mp4")
   (root / "a0.txt").write_text("a disc and a box\n")
   (root / "deep" / "b3_renamed.mp4.json").write_text('{"caption": "again"}')
   (root / "a5.json").write_text("{broken")
@@ -123,13 +124,14 @@ CLIP = {  # why the one clip of a file is dropped
   "j_small.mp4": "small: 36 pixels, at least 64 are asked for",
 }
 FILE = {
-  "deep/b3_renamed.mp4": "duplicate: the same content as a3.mp4",
+  "a3.mp4": "duplicate: the same content as deep/b3_renamed.mp4",  # which has a caption
   "k_cut_off.mkv": "damaged: ",
   "l_flipped.mkv": "damaged: ",
   "m_empty.mp4": "empty file",
   "n_text.mp4": "not a readable video: Invalid data",
   "o_alone.txt": "not a readable video: ",
   "p_\\xff.mp4": "not a readable video: ",
+  "q_pipe.mp4": "unreadable: not a regular file",
 }
 
 
@@ -168,10 +170,9 @@ def test_all_that_was_planted_is_found_and_nothing_else(folder, curated):
   assert sum(manifest["filters"].values()) == len(CLIP) and sum(manifest["files"].values()) == len(FILE)
   assert manifest["filters"]["near-duplicate"] == 5 and manifest["totals"]["clips"] == {"test": 2, "train": 6}
   kept = [json.loads(line) for line in (out / "clips.jsonl").read_text().splitlines()]
-  assert [clip["file"] for clip in kept] == ["a0.mp4", "a1.mp4", "a2.mp4", "a3.mp4", "a5.mp4", "b4_test.mp4"] + 2 * [
-    "c_cut.mp4"
-  ]
-  assert kept[0]["caption"] == "a disc and a box" and kept[1]["split"] == "test" and kept[6]["end"] == kept[7]["start"]
+  names = ["a0.mp4", "a1.mp4", "a2.mp4", "a5.mp4", "b4_test.mp4", "c_cut.mp4", "c_cut.mp4", "deep/b3_renamed.mp4"]
+  assert [clip["file"] for clip in kept] == names
+  assert kept[0]["caption"] == "a disc and a box" and kept[1]["split"] == "test" and kept[5]["end"] == kept[6]["start"]
   assert manifest["warnings"][0].startswith("a5.json is beside a5.mp4, and no caption")
   page = (out / "sheet.html").read_text()
   for reason in [*CLIP.values(), *FILE.values()]:
@@ -200,12 +201,17 @@ def test_clips_become_a_data_set_that_crosses_no_cut(folder, curated, tmp_path):
   other = tmp_path / "other"
   other.mkdir()
   for line in (out / "clips.jsonl").read_text().splitlines():
-    write(other / json.loads(line)["file"], scene(0, 10))
+    path = other / json.loads(line)["file"]
+    path.parent.mkdir(exist_ok=True)
+    write(path, scene(0, 10))
+  half, (line, *others) = tmp_path / "half.jsonl", (out / "clips.jsonl").read_text().splitlines()
+  half.write_text("\n".join([json.dumps(json.loads(line) | {"label": "disc"}), *others]))
   for wrong, match in (
     ({"source": other}, "is not the file that .* was made of: curate the folder again"),
     ({"captions": out / "clips.jsonl"}, "leave out --captions"),
     ({"clips": tmp_path / "none"}, "no list of clips"),
     ({"clips": out / "manifest.json"}, "is no clips.jsonl of `vdt curate`"),
+    ({"clips": half}, "label every file or none, and curate again; without a label: a1.mp4"),
   ):
     options = {"clips": out / "clips.jsonl", **wrong}
     with pytest.raises((ValueError, FileNotFoundError), match=match):

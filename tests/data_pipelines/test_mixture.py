@@ -44,8 +44,9 @@ def test_turns_are_counted_without_a_state_and_evenly_spread(weights):
     mine = np.flatnonzero(whose == number)
     np.testing.assert_array_equal(ordinals[mine], np.arange(len(mine)))
     assert np.diff(mine).max() <= 2 / share + 1, "no long waits"
-  far = np.array([10**12 + 7])
-  assert [int(x[0]) for x in turns(far)] == [int(whose[far[0] % PERIOD]), int(turns(far)[1][0])]
+  periods, place = divmod(10**12 + 7, PERIOD)
+  (far,), (ordinal,) = turns(np.array([10**12 + 7]))
+  assert far == whose[place] and ordinal == periods * turns.each[far] + ordinals[place]
 
 
 @pytest.mark.parametrize("kind", ["mixture", "buckets", "clips"])
@@ -82,6 +83,27 @@ def test_a_mixture_has_its_shares_and_reads_each_part_in_its_own_order(parts):
   held_out = dataclasses.replace(mixture, split="test")
   np.testing.assert_array_equal(held_out.batch(0)["id"][:8], dataclasses.replace(balls, split="test").batch(0)["id"])
   assert mixture.fingerprint() != dataclasses.replace(mixture, weights=(0.5, 0.5)).fingerprint()
+
+
+def test_each_record_is_counted_once_whatever_the_shares(parts):
+  balls, sprites = parts
+  mixture = Mixture((balls, sprites), (0.95, 0.05), batch_size=16)
+  each = mixture.each()
+  total = len(balls) + len(sprites)
+  assert len(each) == total
+  ids = each.read(np.arange(total))["id"]
+  assert len(set(ids)) == total
+  assert set(each.read(total + np.arange(total))["id"]) == set(ids)
+  alike = Buckets((balls, dataclasses.replace(sprites, frames=1, batch_size=16))).each()
+  assert len(alike) == len(balls), "of one shape"
+
+
+def test_held_out_clips_have_the_least_stride(parts):
+  balls, _ = parts
+  plain = dataclasses.replace(balls, split="test", frames=6)
+  strided = dataclasses.replace(balls, split="test", frames=3, strides=(2, 3))
+  np.testing.assert_array_equal(strided.batch(0)["video"], plain.batch(0)["video"][:, ::2])
+  assert strided.fps() == plain.fps() / 2
 
 
 def test_buckets_have_static_shapes_and_shares_of_steps(parts):

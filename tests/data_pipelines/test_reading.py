@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 
 import jax
@@ -90,3 +91,17 @@ def test_buckets_of_clips_and_pictures_are_trained_on_and_gone_on_with(data_dir,
   parts, whole = run(tmp_path / "parts", 4), run(tmp_path / "whole", 4)
   for mine, theirs in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
     np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_a_run_is_not_gone_on_with_on_other_data_of_the_same_name(tmp_path, data_dir):
+  """Machines may read otherwise; what is read may not be other."""
+  config = get_config()
+  config.data.data_dir, config.steps = data_dir, 2
+  train(config, str(tmp_path / "run"))
+  config.steps, config.data.prefetch, config.data.readers = 3, 4, 1
+  train(config, str(tmp_path / "run"))
+  said = json.loads((tmp_path / "run" / "config.json").read_text())
+  (tmp_path / "run" / "config.json").write_text(json.dumps(said | {"data": "another"}))
+  config.steps = 4
+  with pytest.raises(ValueError, match="was trained on a data set another, now there is"):
+    train(config, str(tmp_path / "run"))

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -172,7 +173,7 @@ def extract(
   if path and jax.process_index() == 0:
     try:
       os.makedirs(os.path.dirname(path), exist_ok=True)
-      new = f"{path}.{os.getpid()}.new"
+      new = f"{path}.{uuid.uuid4().hex}.new"
       with open(new, "wb") as file:
         np.save(file, made)
       os.replace(new, path)

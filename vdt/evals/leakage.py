@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import cv2
@@ -71,8 +72,27 @@ class Nearest(NamedTuple):
   id: np.ndarray
 
 
+@dataclasses.dataclass
+class Stored:
+  """A data set's records as they are stored, but for what is cut off around their middle."""
+
+  data: Any
+
+  @property
+  def batch_size(self) -> int:
+    return self.data.batch_size
+
+  def __len__(self) -> int:
+    return len(self.data)
+
+  def batch(self, step: int) -> dict[str, np.ndarray]:
+    return self.data.records((step * self.batch_size + np.arange(self.batch_size)) % len(self))
+
+
 def whole(data: Any) -> Any:
   """The training clips as they are stored: not cut at random, mirrored or turned."""
+  if hasattr(data, "records"):
+    return Stored(data)
   if not dataclasses.is_dataclass(data):
     return data
   changes = {name: False for name in ("flip", "turn") if hasattr(data, name)}
@@ -81,10 +101,10 @@ def whole(data: Any) -> Any:
   return dataclasses.replace(data, **changes)
 
 
-def nearest(ours: Float[np.ndarray, "b f d"], own: list[str], data: Any) -> Nearest:
-  """Of clips by their signatures, and by their sources, which are left out; brute force over all clips of `data`."""
+def nearest(ours: Float[np.ndarray, "b f d"], own: list[str], sets: Sequence[Any]) -> Nearest:
+  """Of clips by their signatures, and by their sources, which are left out; brute force over all clips of `sets`."""
   distance, found = np.full(len(ours), np.inf), np.full(len(ours), "", object)
-  for step in range(-(-len(data) // data.batch_size)):
+  for data, step in ((each, step) for each in sets for step in range(-(-len(each) // each.batch_size))):
     size = min(data.batch_size, len(data) - step * data.batch_size)
     batch = data.batch(step)
     ids = batch["id"][:size].astype(str)
@@ -127,18 +147,19 @@ class Leakage:
     return self.count
 
   def __call__(self, run: Run) -> Table:
-    held_out, train = first(run.data(self.split), self.count), whole(run.data("train"))
+    held_out, train = first(run.data(self.split), self.count), run.data("train")
+    sets = [whole(part) for part in getattr(train, "members", [train])]
     videos = pixels(held_out["video"])
     ours = signature(videos)
     pairs = zip(ours, signature(reencoded(videos)))
     distances = {"copies": np.array([apart(one[None], other[None])[0, 0] for one, other in pairs])}
     known = np.isfinite(distances["copies"])  # of others nothing is left but one colour
     limit = np.quantile(distances["copies"][known], 0.99) if known.any() else -np.inf
-    found = nearest(ours, [""] * self.count, train)
+    found = nearest(ours, [""] * self.count, sets)
     distances["held-out"] = found.distance
-    clean = first(train, min(self.count, len(train)))
+    clean = first(sets[0], min(self.count, len(sets[0])))
     clips = signature(pixels(clean["video"][:, : videos.shape[1]]))
-    others = nearest(clips, sources(clean["id"].astype(str).tolist()), train).distance
+    others = nearest(clips, sources(clean["id"].astype(str).tolist()), sets).distance
     if np.isfinite(others).any():
       distances["training"] = others
     table: Table = {}

@@ -20,7 +20,7 @@ def flicker(video: Float[np.ndarray, "b f h w c"]) -> float:
 
 
 @dataclasses.dataclass
-class Reconstruction:
+class Fidelity:
   """Rows: "PSNR" of everything, the mean of the clips' own, and of each frame; "still", the temporal deviation of what
   comes back of each clip's first frame, repeated, in [0, 1]: its mean over clips, the most, and 1/255 beside it."""
 

@@ -5,7 +5,7 @@ import pytest
 from short import get_config
 
 from vdt.evals import Run, pixels
-from vdt.evals.reconstruction import Reconstruction, flicker, psnr
+from vdt.evals.fidelity import Fidelity, flicker, psnr
 from vdt.reconstruction import Moments
 
 
@@ -15,7 +15,7 @@ def test_psnr_and_flicker_of_known_errors(data_dir):
   config.data.prepare()
   late = 0.2 * (np.arange(8) == 7)[None, :, None, None, None].astype(np.float32)  # 0.1 of 1, in the last of 8 frames
   run = Run(None, 1, lambda split: config.data, None, reconstruct=lambda videos: videos + late)
-  table = Reconstruction(count=16)(run)
+  table = Fidelity(count=16)(run)
   assert table["PSNR"]["frame 7"] == pytest.approx(20.0, abs=1e-4)
   assert table["PSNR"]["all"] == pytest.approx(20.0 + 10 * np.log10(8), abs=1e-4)
   assert table["PSNR"]["frame 0"] > 100
