@@ -145,7 +145,7 @@ class Latents(Reader):
     for number in range(len(self._shards)):
       _, path = self.shard_paths(self.split, number)
       try:
-        with np.load(path) as file:
+        with open(path, "rb") as opened, np.load(opened) as file:  # a path stays open if it is not a zip file
           found.append({name: file[name] for name in ("label", "id", "caption")})
       except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not whole ({error}): remove it and its .npy, and run vdt encode again") from error

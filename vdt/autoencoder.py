@@ -185,7 +185,7 @@ def taef2(folder: pathlib.Path) -> Autoencoder:
   for half in ("encoder", "decoder"):
     path = folder / f"taef2_{half}.npz"
     try:
-      with np.load(path) as stored:
+      with open(path, "rb") as opened, np.load(opened) as stored:  # a path stays open if it is not a zip file
         found |= {f"{half}.{key}": stored[key] for key in stored.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
       raise ValueError(f"{path} is damaged ({error}): copy it again") from error
