@@ -102,7 +102,7 @@ class Clips(Reader):
 
   def fingerprint(self) -> str:
     """A hash of what the data set is said to hold, of its files' names and sizes, and of the first clips of `split`."""
-    return self._digest(self.batch(0))
+    return self._digest({name: value for name, value in self.batch(0).items() if name != "fps"})  # dataset_info has it
 
   def content(self) -> str:
     """As `fingerprint`, of what is stored and of `size`, however it is read: two experiments may share what is made of
@@ -121,20 +121,30 @@ class Clips(Reader):
     return digest.hexdigest()[:16]
 
   def read(self, positions: np.ndarray) -> Batch:
-    """ "video" (n f h w 3) uint8, "label" (n,) int32, "id" and "caption" (n,) of text."""
+    """ "video" (n f h w 3) uint8, "label" (n,) int32, "fps" (n,) float32, "id" and "caption" (n,) of text."""
     index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
     examples = self._source.__getitems__(index.tolist())
     clips = [self._clip(example["video"], int(position)) for example, position in zip(examples, positions)]
-    return {"video": np.stack(clips), **described(examples)}
+    stored = float(self._builder.info.metadata["fps"])
+    fps = np.array([stored / stride for _, stride in clips], np.float32)
+    return {"video": np.stack([clip for clip, _ in clips]), "fps": fps, **described(examples)}
 
-  def _clip(self, tall: np.ndarray, position: int) -> np.ndarray:
-    """A stored tall image (f h, w, 3) to a clip (f h w 3), every random choice keyed by the position alone."""
+  def captions(self) -> list[str]:
+    """Of all clips of the split, in the order in which they are stored; their videos are not decoded."""
+    import tensorflow_datasets as tfds
+
+    source = self._builder.as_data_source(self.split, decoders={"video": tfds.decode.SkipDecoding()})
+    return [source[number]["caption"].decode() for number in range(len(source))]
+
+  def _clip(self, tall: np.ndarray, position: int) -> tuple[np.ndarray, int]:
+    """A stored tall image (f h, w, 3) to a clip (f h w 3) and its stride, every random choice keyed by the position
+    alone."""
     frames, *size = self.stored
     clip, window = tall.reshape(frames, *size, 3), self.size
     if self.split != "train":
       top, left = ((there - asked) // 2 for there, asked in zip(size, window))
       stride = min(self.strides)
-      return clip[: self.frames * stride : stride, top : top + window[0], left : left + window[1]]
+      return clip[: self.frames * stride : stride, top : top + window[0], left : left + window[1]], stride
     rng = np.random.default_rng([self.seed, position])
     stride = 1
     if tuple(self.strides) != (1,):
@@ -147,7 +157,7 @@ class Clips(Reader):
     if tuple(clip.shape[1:3]) != tuple(window):
       top, left = (rng.integers(there - asked + 1) for there, asked in zip(clip.shape[1:3], window))
       clip = clip[:, top : top + window[0], left : left + window[1]]
-    return clip
+    return clip, stride
 
   def records(self, index: np.ndarray) -> Batch:
     """What is stored at `index` (n,) of the split, whole and unchanged, but for frames cut to `size` in their middle:

@@ -152,7 +152,7 @@ class Latents(Reader):
     return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
 
   def read(self, positions: np.ndarray) -> Batch:
-    """ "video" (n f h w c) bfloat16, standardised latents; "label", "id" and "caption" as those of clips."""
+    """ "video" (n f h w c) bfloat16, standardised latents; "label", "fps", "id" and "caption" as those of clips."""
     index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
     stored, per = self.info["shape"][0], self.info["shard"]
     latents = np.empty((len(index), self.frames, *self.info["shape"][1:]), np.uint16)
@@ -165,8 +165,13 @@ class Latents(Reader):
     for row, (record, view, start) in enumerate(zip(index.tolist(), views.tolist(), starts.tolist())):
       latents[row] = self._shards[record // per][record % per, view, start : start + self.frames]
     rows = {name: values[index] for name, values in self._rows.items()}
+    rows["fps"] = np.full(len(index), self.fps(), np.float32)
     text = {name: np.strings.decode(rows[name]) for name in ("id", "caption")}
     return {"video": latents.view(ml_dtypes.bfloat16), **rows, **text}
+
+  def captions(self) -> list[str]:
+    """Of all records of the split."""
+    return np.strings.decode(self._rows["caption"]).tolist()
 
   def ahead(self) -> Callable[..., Iterator[Batch]]:
     return by_threads

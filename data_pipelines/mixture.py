@@ -119,6 +119,10 @@ class Several:
       raise ValueError("latents of a mixture are standardised unlike: encode them anew, together, by this experiment")
     return found[0]
 
+  def captions(self) -> list[str]:
+    """Of all members."""
+    return [caption for member in self.members for caption in member.captions()]
+
   def labels(self) -> list[str]:
     """Those of all parts, whatever the split, each once: a label's number is the same in all of them."""
     return list(dict.fromkeys(label for part in self.parts for label in part.labels()))

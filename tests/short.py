@@ -11,12 +11,13 @@ from pathlib import Path
 from data_pipelines.clips import SimulatedClips
 from data_pipelines.latents import Latents
 from data_pipelines.mixture import Buckets
+from data_pipelines.tokenizer import Pieces
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
 from vdt.evals.fvd import FVD
 from vdt.evals.prediction import Prediction
 from vdt.evals.val_loss import ValLoss
-from vdt.models import TransformerConfig, VideoAutoencoder
+from vdt.models import T5Config, TransformerConfig, VideoAutoencoder
 from vdt.reconstruction import Reconstruct, Reconstruction
 from vdt.sweep import BASE, Arm, chainit, product, seeds, vary
 from vdt.writer import TIMINGS
@@ -40,8 +41,8 @@ class Noted(SimulatedClips):
 
 def get_config(variant: str = "") -> Config:
   """Variant `evals` has a validation loss every 10 steps; `latents` are those of `config.autoencoder`, which is to be
-  set, as is where data are; `autoencoder` trains one; `buckets` has clips and pictures,
-  `mixed latents` their latents."""
+  set, as is where data are; `autoencoder` trains one; `buckets` has clips and pictures, `mixed latents` their latents;
+  `told` is told all that a model can be."""
   config = Config(
     steps=10,
     data=Noted(name="sprites16", frames=8, size=(16, 16), batch_size=8),
@@ -55,6 +56,13 @@ def get_config(variant: str = "") -> Config:
   )
   if variant == "evals":
     config.evals = {"loss": ValLoss(count=8, bins=1, every=10)}
+  if variant == "told":
+    config.data = Noted(name="sprites16", frames=4, size=(16, 16), batch_size=8, strides=(1, 2))
+    config.text = Pieces(length=12, vocabulary=400)
+    config.model.encoder = T5Config(400, width=12, depth=1, heads=2, head_size=4, mlp=16, dtype="float32")
+    config.model.pattern, config.model.text = (("space", "time", "text"),), 12
+    config.model.fps = config.model.size = True
+    config.evals = {"loss": ValLoss(count=8, bins=1)}
   if variant == "latents":
     source = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
     config.data = Latents(name="latents", frames=2, size=(4, 4), batch_size=8, flip=True, source=source)

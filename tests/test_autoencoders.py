@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from data_pipelines.clips import SimulatedClips
-from vdt import sample
+from vdt import conditions, sample
 from vdt.autoencoder import load
 from vdt.config import AdamW, Config, Mesh
 from vdt.diffusion import Tasks
@@ -117,7 +117,7 @@ def test_a_run_of_ours_is_an_autoencoder_with_standard_latents(tmp_path, data_di
   back = made.decode(made.params, latents)
   mesh, network, params, _ = sample.load(config, str(tmp_path / "whole"))
   with jax.set_mesh(mesh):
-    sampled = sample.generate(config, network, params, pixels(clips), np.full(len(clips), -1))
+    sampled = sample.generate(config, network, params, pixels(clips), conditions.absent(config, len(clips)))
   np.testing.assert_allclose(back, sampled, atol=1e-4)
   page = (tmp_path / "whole" / "report.html").read_text()
   assert "<p>real, held out</p>" in page and "<p>reconstructions</p>" in page

@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from vdt import export, importer, parity, sample, weights, workdirs
+from vdt import conditions, export, importer, parity, sample, weights, workdirs
 from vdt.checkpoint import Checkpointer, State, shapes
 from vdt.cli import main
 from vdt.models import presets
@@ -375,7 +375,10 @@ def test_a_program_without_vdt_makes_the_same_frames(variant, tmp_path):
   network = config.model.build(config.data.frames, tuple(config.data.size), {})
   params = parity.tree(jax.eval_shape(network.init, jax.random.key(0)), experiment(tmp_path, variant)[2])
   clips = np.zeros((3, 8, 16, 16, 3), np.float32)
-  made = sample.generate(config, network, params, clips, np.full(3, label, np.int32), seed=5)
+  cond = conditions.absent(config, 3)
+  if label >= 0:
+    cond |= {"label": np.full(3, label, np.int32), "null": {"label": np.zeros(3, bool)}}
+  made = sample.generate(config, network, params, clips, cond, seed=5)
   assert np.ptp(frames) > 100
   np.testing.assert_array_equal(frames, video.to_uint8(made))
   for wrong in (["0"], ["1", "0", "7"]):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from short import get_config
 
 from vdt import checkpoint, sharding
+from vdt.conditions import Conditions
 from vdt.config import AdamW, Mesh, Muon
 from vdt.diffusion import Tasks
 from vdt.models import presets
@@ -38,7 +39,8 @@ def steps(data_dir, optimizer="adamw", axes=(), micro_batches=1, **model):
     update = jax.jit(make_update(config, network, optimizer, jax.random.key(1)), out_shardings=(placed, None))
     for step in range(3):
       batch = config.data.batch(step)
-      batch = {"video": batch["video"], "label": batch["label"], "stop": np.zeros_like(batch["label"])}
+      seen = {"video": batch["video"], "cond": Conditions(config).arrays(batch)}
+      batch = seen | {"stop": np.zeros_like(batch["label"])}
       state, _ = update(state, sharding.put(batch, mesh))
   return state
 
@@ -134,7 +136,8 @@ def test_published_networks_lie_over_all_axes(name, frames):
   keys = jax.random.split(jax.random.key(0), 4)
   params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(keys[0], p.shape), jax.jit(network.init)(keys[1]))
   x, t = jax.random.normal(keys[2], (4, frames, 8, 8, 4)), np.full((4, frames), 0.3, np.float32)
-  cond = {"given": np.zeros((4, frames, 8, 8, 1)), "label": np.zeros(4, int), "null": np.array([True, False] * 2)}
+  cond = {"given": np.zeros((4, frames, 8, 8, 1)), "label": np.zeros(4, int), "null": {}}
+  cond["null"] = {name: np.array([True, False] * 2) for name in model.conditions}
   cond |= {"text": jax.random.normal(keys[3], (4, 5, 8)), "text_seen": np.arange(5)[None] < np.array([[5], [3]] * 2)}
   alone = jax.jit(network.apply)(params, x, t, cond)
   mesh = Mesh(data=1, fsdp=2, sequence=2, tensor=2).build()

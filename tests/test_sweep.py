@@ -16,7 +16,7 @@ import pytest
 import short
 
 from data_pipelines.clips import Clips
-from vdt import attempts, checkpoint, cli, sweep, train
+from vdt import attempts, checkpoint, cli, conditions, sweep, train
 from vdt.attempts import DONE, FAILED, LOST, PREEMPTED
 from vdt.diffusion import RectifiedFlow
 from vdt.sweep import BASE, Arm, chainit, product, seeds, vary, zipit
@@ -127,8 +127,9 @@ def test_arms_of_one_seed_are_paired(data_dir):
     state = checkpoint.new_state(network, optimizer, 0, init_key)
     update = jax.jit(train.make_update(config, network, optimizer, train_key))
     for step in range(2):
-      batch = {name: config.data.batch(step)[name] for name in ("video", "label")}
-      state, _ = update(state, {**batch, "stop": np.zeros(8, np.int32)})
+      batch = config.data.batch(step)
+      told = conditions.Conditions(config).arrays(batch)
+      state, _ = update(state, {"video": batch["video"], "cond": told, "stop": np.zeros(8, np.int32)})
     jax.block_until_ready(state)
     jax.effects_barrier()
     seen.setdefault(arm.seed, []).append(config.diffusion.notes)

@@ -83,7 +83,7 @@ def test_an_exported_sampler_compiles_for_a_slice():
   b, f, (h, w) = 4, config.data.frames, config.data.size
   one = NamedSharding(mesh, jax.sharding.PartitionSpec())
   array = lambda shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype, sharding=one)
-  cond = {"given": array((b, f, h, w, 1)), "label": array((b,), "int32"), "null": array((b,), "bool")}
+  cond = {"given": array((b, f, h, w, 1)), "label": array((b,), "int32"), "null": {"label": array((b,), "bool")}}
   params = [array(leaf.shape) for leaf in jax.tree.leaves(like)]
   compiled = jax.jit(program.call).lower(params, array((b, 2), "uint32"), array((b, f, h, w, 3)), cond).compile()
   assert "while" in compiled.as_text() and compiled.memory_analysis().peak_memory_in_bytes > 0

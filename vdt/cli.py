@@ -93,17 +93,30 @@ def sample(rest: list[str]) -> None:
   flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) alone", flag_values=values)
   flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
   define_ema(values)
-  flags.DEFINE_string("task", None, "generation, or prediction where frames are given, or another", flag_values=values)
-  flags.DEFINE_string("given", None, "a video, picture or .npy file whose frames are given", flag_values=values)
+  texts = {
+    "task": "generation, or prediction where frames are given, or another",
+    "given": "a video, picture or .npy file whose frames are given where the task says",
+    "image": "a picture: the first frame",
+    "keyframes": "pictures at frames: 0:a.png,15:b.png",
+    "video": "a video file: the first frames, --given_frames of them",
+    "mask": "a picture: where it is light, the --video is made anew",
+    "label": "the class, by name (default: those of held-out clips)",
+    "prompt": "the text (default: those of held-out clips)",
+    "prompts": "a file of texts, one a line, with --count videos of each",
+    "negative": "a text to keep away from, with --guidance above 1",
+    "guidance": "the scale of classifier-free guidance: a number, or text=5,label=2 (default: the experiment's)",
+  }
+  for name, text in texts.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
   flags.DEFINE_integer("given_frames", None, "how many frames are given", flag_values=values)
-  flags.DEFINE_string("label", None, "the class, by name (default: those of held-out clips)", flag_values=values)
+  flags.DEFINE_float("fps", None, "frames a second, of a model that is told, and of the files", flag_values=values)
+  flags.DEFINE_integer("steps", None, "of sampling (default: the experiment's)", 1, flag_values=values)
   config, _ = parse(rest, values)
   from vdt import sample as program
+  from vdt.request import Request
 
-  options = {
-    name: values[name].value for name in ("count", "seed", "step", "ema", "task", "given", "given_frames", "label")
-  }
-  program.run(config, required(values, "workdir"), values.out, **options)
+  ask = Request(**{field.name: values[field.name].value for field in dataclasses.fields(Request)})
+  program.run(config, required(values, "workdir"), values.out, ask)
 
 
 def evaluate(rest: list[str]) -> None:

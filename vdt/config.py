@@ -53,10 +53,26 @@ class Model(Protocol):
   patch: tuple[int, int, int]
   channels: int
   classes: int
+  text: int
+  conditions: tuple[str, ...]
 
   def build(self, frames: int, size: tuple[int, int], mesh_shape: dict[str, int]) -> Any: ...
   def flops(self, frames: int, size: tuple[int, int]) -> float: ...
   def flops_by_part(self, frames: int, size: tuple[int, int]) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Text(Protocol):
+  """How captions are read: `data_pipelines.tokenizer.Pieces`, or `vdt.text_encoder.Frozen`.
+
+  `check` raises ValueError for a model that does not read so. `make` finds out what a run keeps of it, from the data
+  set's `captions()`; `open` takes that, and returns what makes arrays of captions, whose rows have `shapes`.
+  """
+
+  def check(self, model: Any) -> None: ...
+  def shapes(self, width: int) -> dict[str, tuple[tuple[int, ...], str]]: ...
+  def make(self, data: Any) -> bytes: ...
+  def open(self, kept: bytes, model: Any) -> Any: ...
 
 
 @dataclasses.dataclass
@@ -163,7 +179,8 @@ class Config:
   """One experiment. `diffusion` and `sampler` are what is trained and what is shown of it, for an autoencoder those of
   `vdt.reconstruction`. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
 
-  cond_drop: how often the condition is dropped in training, for guidance. ema: the decay of the average weights,
+  text: how captions are read (`Text`), None: not at all. cond_drop: how often all conditions are dropped in training,
+  and each of several by itself, for guidance. ema: the decay of the average weights,
   warmed up as min(ema, (1 + step) / (10 + step)). averages: relative lengths of power-function averages that every
   save stores for good, from which `--ema` makes one of any length, say (0.05, 0.1). micro_batches: the parts in which
   a batch is worked off, one after the other, to need less memory; noise and times stay the batch's. init_from: a
@@ -181,6 +198,7 @@ class Config:
   diffusion: Any
   tasks: Any
   sampler: Any
+  text: Any = None
   optimizer: AdamW = dataclasses.field(default_factory=AdamW)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   evals: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -226,6 +244,8 @@ class Config:
     self.sampler.check(self.diffusion)
     if not getattr(self.model, "given", True) and self.tasks.completion:
       raise ValueError("tasks.completion with model.given False: nothing would tell the network where the hole is")
+    if self.text:
+      self.text.check(self.model)
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     if self.profile:

@@ -81,7 +81,7 @@ class Encoder(Network):
       clean, _ = path.relative(x, given)
       noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), x.shape[1:])[None], x.shape)
       noisy = path.corrupt(clean, noise, jnp.full(len(x), self.TIME))
-      cond = {"given": given, "label": none, "null": none == 0}
+      cond = {"given": given, "label": none, "null": dict.fromkeys(self.model.conditions, none == 0)}
       tokens = network.stages(params, noisy, jnp.full(x.shape[:2], self.TIME), cond)[self.middle]
       tokens = tokens[:, : cells[0]].astype(jnp.float32)  # without what fills up a mesh
       return jnp.concatenate([tokens.mean((1, 2)), tokens.std((1, 2))], -1)
@@ -91,7 +91,8 @@ class Encoder(Network):
 
 def made(module: Any, stored: dict[str, Any]) -> Any:
   """A dataclass again from what config.json holds of it. ValueError for one that `module` does not have."""
-  fields = {name: frozen(value) for name, value in stored.items() if name != "_"}
+  inside = lambda value: made(module, value) if isinstance(value, dict) and "_" in value else frozen(value)
+  fields = {name: inside(value) for name, value in stored.items() if name != "_"}
   kind = getattr(module, stored["_"], None)
   if kind is None:
     raise ValueError(f"{stored['_']} is none of {module.__name__}'s: its run's features need its experiment")

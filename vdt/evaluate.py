@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from vdt import distributed, space
+from vdt import conditions, distributed, space
+from vdt.conditions import Conditions, absent
 from vdt.config import Config
 from vdt.distributed import in_chunks
 from vdt.evals import Run, Table, card, first, pixels
@@ -27,9 +28,10 @@ FEW = 8
 
 
 def evaluate(
-  config: Config, network: Any, params: Any, evals: dict[str, Any], between: Space, seed: int = 0
+  config: Config, network: Any, params: Any, evals: dict[str, Any], between: Space, told: Conditions, seed: int = 0
 ) -> dict[str, Table]:
-  """The table of each eval, by its name in the experiment, from samples of `seed`. between: as `space.of`."""
+  """The table of each eval, by its name in the experiment, from samples of `seed`. between: as `space.of`, told: as
+  `conditions.of`."""
 
   @functools.cache
   def data(split: str) -> Any:
@@ -56,7 +58,7 @@ def evaluate(
       network,
       params,
       pixels(np.repeat(rows["video"], repeats, axis=0)),
-      np.repeat(rows["label"], repeats),
+      jax.tree.map(lambda each: np.repeat(each, repeats, axis=0), told.told(rows)),
       task=task,
       given_frames=given_frames if between.autoencoder is None else None,
       given=between.plan(task, seed, shape, given_frames),
@@ -71,10 +73,12 @@ def evaluate(
   def reconstruct(videos: np.ndarray) -> np.ndarray:
     if between.autoencoder:
       return between.to_pixels(between.to_model(videos))
-    return generate(config, network, params, videos, np.full(len(videos), -1), seed=seed)
+    return generate(config, network, params, videos, absent(config, len(videos)), seed=seed)
 
   inputs = data if between.autoencoder else None
-  run = Run(losses, config.model.patch[0], clips, sample, each_row, reconstruct=reconstruct, inputs=inputs)
+  run = Run(
+    losses, config.model.patch[0], clips, sample, each_row, reconstruct=reconstruct, inputs=inputs, told=told.told
+  )
   return {name: each(run) for name, each in evals.items()}
 
 
@@ -113,7 +117,7 @@ def run(config: Config, workdir: str, step: int | None, ema: float | None, seed:
       pass
   mesh, network, params, step = load(config, workdir, step, ema)
   with jax.set_mesh(mesh):
-    tables = evaluate(config, network, params, config.evals, space.of(config), seed)
+    tables = evaluate(config, network, params, config.evals, space.of(config), conditions.of(config, workdir), seed)
   if not distributed.first():
     return
   made_by = cards(config, config.evals, seed, ema)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from vdt import stablehlo, weights
+from vdt import conditions, stablehlo, weights
 from vdt.checkpoint import shapes
 from vdt.config import Config
 from vdt.models import PRESETS, TransformerConfig
@@ -49,9 +49,9 @@ def golden(name: str) -> tuple[np.ndarray, np.ndarray]:
   t = np.broadcast_to((theirs["in/t"][:, None] + 1) / 1000, x.shape[:2]).astype(np.float32)
   cond = {"given": np.zeros((*x.shape[:4], 1), np.float32)}
   if "in/y" in theirs:
-    cond |= {"label": theirs["in/y"], "null": theirs["in/y"] == model.classes}
+    cond |= {"label": theirs["in/y"], "null": {"label": theirs["in/y"] == model.classes}}
   elif model.classes:
-    cond |= {"label": np.zeros(len(x), np.int32), "null": np.zeros(len(x), bool)}
+    cond["label"] = np.zeros(len(x), np.int32)
   if model.text:
     cond |= {"text": theirs["in/text"], "text_seen": theirs["in/text_mask"] > 0}
   pattern = "b c f h w -> b f h w c" if layout == "diffusers" else "b f c h w -> b f h w c"
@@ -60,13 +60,13 @@ def golden(name: str) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
-def sample_input(config: Config) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def sample_input(config: Config) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
   """One clip of noise of the config's shape, a time, and a condition of each kind."""
   rng, model = np.random.default_rng(0), config.model
   x = rng.standard_normal((1, config.data.frames, *config.data.size, model.channels)).astype(np.float32)
-  cond: dict[str, np.ndarray] = {"given": np.zeros((*x.shape[:4], 1), np.float32)}
-  cond |= {"label": np.zeros(1, np.int32), "null": np.zeros(1, bool)}
-  if model.text:
+  cond = {**conditions.absent(config, 1), "given": np.zeros((*x.shape[:4], 1), np.float32)}
+  cond["null"] = {name: np.zeros(1, bool) for name in model.conditions}
+  if model.text and "text" not in cond:
     cond |= {"text": rng.standard_normal((1, 7, model.text)).astype(np.float32), "text_seen": np.ones((1, 7), bool)}
   return x, np.full(x.shape[:2], 0.5, np.float32), cond
 

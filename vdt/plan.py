@@ -20,7 +20,7 @@ import tqdm
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vdt import checkpoint, distributed, network, roofline, sharding, topology, workdirs
+from vdt import checkpoint, conditions, distributed, network, roofline, sharding, topology, workdirs
 from vdt.config import Config
 from vdt.distributed import CHUNK
 from vdt.sample import make
@@ -117,8 +117,8 @@ def lowered_step(config: Config, mesh: jax.sharding.Mesh, model: Any) -> tuple[c
   placed = jax.tree.map(lambda leaf: leaf.sharding, state)
   update = make_update(config, model, optimizer, jax.random.key(config.seed))
   count, video = config.data.batch_size, (config.data.frames, *config.data.size, config.model.channels)
-  batch = {"video": rows(mesh, count, video, "uint8")}
-  batch |= {key: rows(mesh, count, (), "int32") for key in ("label", "stop")}
+  cond = {name: rows(mesh, count, *row) for name, row in conditions.shapes(config).items()}
+  batch = {"video": rows(mesh, count, video, "uint8"), "cond": cond, "stop": rows(mesh, count, (), "int32")}
   with jax.set_mesh(mesh):
     return state, jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
 
@@ -128,11 +128,9 @@ def lowered_sampling(config: Config, mesh: jax.sharding.Mesh, model: Any, params
   with jax.set_mesh(mesh):
     made = distributed.rows(CHUNK)
     video = (config.data.frames, *config.data.size, config.model.channels)
-    cond = {
-      "given": rows(mesh, made, (*video[:-1], 1), "float32"),
-      "label": rows(mesh, made, (), "int32"),
-      "null": rows(mesh, made, (), bool),
-    }
+    cond = {name: rows(mesh, made, *row) for name, row in conditions.shapes(config).items()}
+    cond["given"] = rows(mesh, made, (*video[:-1], 1), "float32")
+    cond["null"] = {name: rows(mesh, made, (), bool) for name in config.model.conditions}
     inputs = (rows(mesh, made, (2,), "uint32"), rows(mesh, made, video, "float32"), cond)
     return make.lower(model.apply, config.diffusion, config.sampler, params, *inputs), made
 

@@ -13,6 +13,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from vdt import distributed, ledger, video, workdirs
+from vdt.conditions import Conditions
 from vdt.config import Config
 from vdt.evals import Table, first, pixels
 from vdt.sample import generate
@@ -24,18 +25,19 @@ matplotlib.use("Agg")
 
 
 def write_report(
-  config: Config, network: Any, params: Any, tables: dict[str, Table], workdir: str, between: Space
+  config: Config, network: Any, params: Any, tables: dict[str, Table], workdir: str, between: Space, told: Conditions
 ) -> str:
-  """Writes the page and samples/, a folder of WebP for each task; returns the page's path. between: as `space.of`."""
+  """Writes the page and samples/, a folder of WebP for each task; returns the page's path. between: as `space.of`,
+  told: as `conditions.of`."""
   held_out = dataclasses.replace(config.data, split="test")
   rows = {"real, held out": first(held_out.clips, SHOWN)["video"]}
   clips, shape = first(held_out, SHOWN), rows["real, held out"].shape[:4]
-  real, label = pixels(clips["video"]), clips["label"]
+  real, cond = pixels(clips["video"]), told.told(clips)
   if between.autoencoder:
     rows["reconstructions"] = video.to_uint8(between.to_pixels(real))
   for task in [name for name, weight in dataclasses.asdict(config.tasks).items() if weight]:
     given = between.plan(task, 0, shape, None)
-    made = between.to_pixels(generate(config, network, params, real, label, task=task, given=given))
+    made = between.to_pixels(generate(config, network, params, real, cond, task=task, given=given))
     rows[config.sampler.title(task)] = video.to_uint8(made)
   path = epath.Path(workdir) / "report.html"
   if not distributed.first():

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
-from vdt import distributed, sharding, space, video, workdirs
+from vdt import conditions, distributed, sharding, space, video, workdirs
 from vdt.averages import Averages
 from vdt.checkpoint import Checkpointer
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
 from vdt.distributed import in_chunks
 from vdt.evals import first, pixels
+from vdt.request import Request, latent_label, place, placed, read
 
 FPS = 8.0
 """Of what is sampled without a data set that says it."""
@@ -56,7 +57,7 @@ def generate(
   network: Any,
   params: Any,
   clips: Float[np.ndarray, "b f h w c"],
-  label: Int[np.ndarray, " b"],
+  cond: dict[str, Any],
   *,
   task: str = "generation",
   given_frames: int | None = None,
@@ -66,8 +67,9 @@ def generate(
   """One video for each row of `clips`, which is kept where the task's plan, or `given`, says so. Pixels are in [-1, 1];
   of a model of latents, both are latents (`vdt.space`).
 
-  label: class of each; a negative one means none. Sample i is a function of (seed, i) alone. ValueError for a mask of
-  another shape than the video's, and as `vdt.diffusion.given.plan`.
+  cond: what else is told of each, as `Conditions.told` or `conditions.absent` has it. Sample i is a function of (seed,
+  i) and of its own row alone. ValueError for a mask of another shape than the video's, and as
+  `vdt.diffusion.given.plan`.
   """
   patch_frames = config.model.patch[0]
   k_mask, k_noise = jax.random.split(jax.random.key(seed))
@@ -80,8 +82,7 @@ def generate(
   else:
     given = np.asarray(given_plans.whole_cells(jnp.asarray(given), patch_frames))
   keys = jax.vmap(partial(jax.random.fold_in, k_noise))(np.arange(len(clips)))
-  cond = {"given": given, "label": np.maximum(label, 0), "null": label < 0}
-  inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), cond)
+  inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), {**cond, "given": given})
   made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, params), inputs)
   return np.clip(made, -1.0, 1.0) if config.model.channels == 3 else made
 
@@ -94,82 +95,93 @@ def make(
   return sampler.sample(diffusion, partial(apply, params), jax.random.wrap_key_data(keys), clips, cond)
 
 
-def run(
-  config: Config,
-  workdir: str,
-  out: str | None,
-  *,
-  count: int,
-  seed: int,
-  step: int | None,
-  ema: float | None,
-  task: str | None,
-  given: str | None,
-  given_frames: int | None,
-  label: str | None,
-) -> None:
+def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   """`vdt sample`: writes each video as MP4 and WebP, and all of them as a contact sheet, and prints the folder.
 
   An imported model of latents needs no data set: its label is a number (`latent_label`), and it writes latents.npy (b f
-  h w c) where no config.autoencoder decodes them.
-
-  given: a file with frames for those that the task leaves to the user (see `place`); without it held-out clips give
-  them. ValueError for given frames of another size or number than the model's, an unknown label, or as `generate`.
+  h w c) where no config.autoencoder decodes them. What is not asked for, or given, is that of held-out clips.
+  ValueError for what does not go with the model, or as `generate`, `place` and `placed`.
   """
   folder = epath.Path(out or f"{workdir}/samples")
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
-  imported = alone(config, workdir)
-  mesh, network, params, step = load(config, workdir, step, ema, data=not imported)
+  imported, texts = alone(config, workdir), ask.texts()
+  count = ask.count if texts is None else len(texts)
+  mesh, network, params, step = load(config, workdir, ask.step, ask.ema, data=not imported)
+  config = dataclasses.replace(config, sampler=ask.sampler(config))
+  config.check()
+  asked = {name: value for name, value in dataclasses.asdict(ask).items() if value is not None}
+  about = {**asked, "step": step}
   if imported:
-    if task not in (None, "generation") or given or given_frames:
-      raise ValueError("this model of latents is imported, and has no clips here: leave out --task and what is given")
-    between = space.decoder(config)
-    shape = (count, config.data.frames, *config.data.size, config.model.channels)
-    labels = np.full(count, latent_label(label, config.model.classes))
-    with jax.set_mesh(mesh):
-      made = generate(config, network, params, np.zeros(shape, np.float32), labels, seed=seed)
-      made = between.to_pixels(made) if between.autoencoder else made
-    if not distributed.first():
-      return
-    if between.autoencoder:
-      write(folder, video.to_uint8(made), FPS, {"step": step, "ema": ema, "seed": seed, "label": label})
-      print(f"{count} videos of step {step}, seed {seed}: {folder}")
-    else:
-      np.save(folder / "latents.npy", made)
-      print(f"latents of {count} videos of step {step}, seed {seed}, for their decoder: {folder / 'latents.npy'}")
+    sample_imported(config, mesh, network, params, folder, ask, about)
     return
   between, data = space.of(config), dataclasses.replace(config.data, split="test")
   held_out, clips = data.clips, first(data, count)
-  seen, labels = pixels(clips["video"]), clips["label"]
-  if label is not None:
-    if not config.model.classes:
-      raise ValueError(f"--label {label}: this model was trained without labels (model.classes is 0), leave it out")
-    if label not in held_out.labels():
-      raise ValueError(f"unknown label {label!r}: choose from {', '.join(held_out.labels())}")
-    labels = np.full(count, held_out.labels().index(label), np.int32)
-  task = task or ("prediction" if given else "generation")
-  if given:
-    frames = video.read_frames(given) if given.endswith(".npy") else held_out.clip(given)
-    videos, mask = place(frames, config, task, given_frames, count, seed)
+  cond = ask.told(config, clips, conditions.of(config, workdir), held_out.labels())
+  seen = pixels(clips["video"])
+  single = [name for name in ("image", "keyframes", "video") if getattr(ask, name)]
+  if single and (ask.given or ask.task or (ask.given_frames and not ask.video)):
+    raise ValueError(f"--{single[0]} says itself what is given: leave out --given, --task and --given_frames")
+  if ask.mask and not ask.video:
+    raise ValueError("--mask is of a --video: name the one whose dark parts are kept")
+  task = ask.task or ("prediction" if ask.given else "generation")
+  if single or ask.given:
+    videos, mask = placed(config, ask, count) if single else place(read(ask.given, held_out), config, task, ask, count)
     with jax.set_mesh(mesh):
       seen, mask = between.to_model(pixels(videos)), between.mask(mask)
-    if not mask.any():
-      raise ValueError("what is given is whole in no latent: give more with --given_frames, or another --task")
+    if not given_plans.whole_cells(jnp.asarray(mask), config.model.patch[0]).any():
+      raise ValueError(
+        f"what is given is whole in no latent, or no patch of {config.model.patch[0]} frames: give more with it, or "
+        f"another --task"
+      )
   else:
-    mask = between.plan(task, seed, (count, held_out.frames, *held_out.size), given_frames)
-  if mask is not None:
-    given_frames = None  # the mask says it
+    mask = between.plan(task, ask.seed, (count, held_out.frames, *held_out.size), ask.given_frames)
+  given_frames = None if mask is not None else ask.given_frames  # the mask says it
   with jax.set_mesh(mesh):
-    made = generate(config, network, params, seen, labels, task=task, given_frames=given_frames, given=mask, seed=seed)
+    made = generate(
+      config, network, params, seen, cond, task=task, given_frames=given_frames, given=mask, seed=ask.seed
+    )
     made = between.to_pixels(made)
   if not distributed.first():
     return
-  about = {"step": step, "ema": ema, "task": task, "seed": seed, "given": given, "label": label}
-  write(folder, video.to_uint8(made), held_out.fps(), about)
-  print(f"{count} videos of step {step}, task {task}, seed {seed}: {folder}")
+  if "text" in config.model.conditions and config.text:
+    about["prompts"] = texts or clips["caption"].tolist()
+  write(folder, video.to_uint8(made), ask.fps or held_out.fps(), about | {"task": ", ".join(single) or task})
+  print(f"{count} videos of step {step}, {' and '.join(single) or f'task {task}'}, seed {ask.seed}: {folder}")
+
+
+def sample_imported(
+  config: Config, mesh: Any, network: Any, params: Any, folder: epath.Path, ask: Request, about: dict[str, Any]
+) -> None:
+  """See `run`. ValueError for what needs clips, or a text."""
+  wanted = [name for name in ("given", "given_frames", "image", "keyframes", "video", "mask") if getattr(ask, name)]
+  wanted += [name for name in ("prompt", "prompts", "negative", "fps") if getattr(ask, name) is not None]
+  if ask.task not in (None, "generation") or wanted:
+    raise ValueError(
+      f"this model of latents is imported, and has neither clips here nor what reads captions: leave out "
+      f"--{(wanted or ['task'])[0]}"
+    )
+  between, count = space.decoder(config), ask.count
+  shape = (count, config.data.frames, *config.data.size, config.model.channels)
+  cond, label = conditions.absent(config, count), latent_label(ask.label, config.model.classes)
+  if label >= 0 and config.model.classes:
+    cond["label"] = np.full(count, label, np.int32)
+    cond["null"]["label"] = np.zeros(count, bool)
+  with jax.set_mesh(mesh):
+    made = generate(config, network, params, np.zeros(shape, np.float32), cond, seed=ask.seed)
+    made = between.to_pixels(made) if between.autoencoder else made
+  if not distributed.first():
+    return
+  if between.autoencoder:
+    write(folder, video.to_uint8(made), FPS, about)
+    print(f"{count} videos of step {about['step']}, seed {ask.seed}: {folder}")
+  else:
+    np.save(folder / "latents.npy", made)
+    print(
+      f"latents of {count} videos of step {about['step']}, seed {ask.seed}, for their decoder: {folder / 'latents.npy'}"
+    )
 
 
 def write(folder: epath.Path, videos: UInt8[np.ndarray, "b f h w 3"], fps: float, about: dict[str, Any]) -> None:
@@ -184,47 +196,6 @@ def write(folder: epath.Path, videos: UInt8[np.ndarray, "b f h w 3"], fps: float
     (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, fps))
     (folder / f"{number:04d}.webp").write_bytes(video.webp(each, fps))
   (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(videos[:64])))
-
-
-def latent_label(label: str | None, classes: int) -> int:
-  """The number of a class, of which latents have no names; none by default, but where there is one alone, as in VDT.
-
-  ValueError for what is no number of a class.
-  """
-  if label is None:
-    return 0 if classes == 1 else -1
-  if not (label.isdecimal() and int(label) < classes):
-    raise ValueError(f"--label {label}: a model of latents takes the number of a class, below {classes}")
-  return int(label)
-
-
-def place(
-  frames: UInt8[np.ndarray, "g h w 3"], config: Config, task: str, given_frames: int | None, count: int, seed: int
-) -> tuple[UInt8[np.ndarray, "b f h w 3"], Float[np.ndarray, "b f h w 1"]]:
-  """`count` videos that hold a user's frames where the task gives them, and the mask that says where.
-
-  Frames for a whole clip stay at their own times; fewer of them fill the given frames in order.
-  """
-  shape = (config.data.clips.frames, *config.data.clips.size)
-  patch_frames = config.model.patch[0] if config.data.clips is config.data else 1
-  if frames.shape[1:3] != shape[1:]:
-    raise ValueError(f"given frames are {frames.shape[1:3]}, the model makes {shape[1:]}: resize them")
-  if given_frames is None:
-    given_frames = min(len(frames), shape[0] // 2)
-  k_mask, _ = jax.random.split(jax.random.key(seed))
-  mask = np.asarray(given_plans.plan(task, k_mask, (1, *shape), patch_frames, given_frames))
-  where = np.flatnonzero(mask.max(axis=(0, 2, 3, 4)))
-  if not len(where):
-    raise ValueError(
-      f"task {task} with {given_frames} given frames gives no whole one: choose another --task, or raise --given_frames"
-    )
-  if len(where) > len(frames):
-    raise ValueError(f"task {task} takes {len(where)} given frames, the file has {len(frames)}")
-  clip = np.zeros((*shape, 3), np.uint8)
-  clip[where] = frames[where] if len(frames) == len(clip) else frames[: len(where)]
-  if config.data.clips is not config.data:  # a latent sees its neighbours, so that these are the nearest there are
-    clip = clip[where[np.abs(np.arange(len(clip))[:, None] - where).argmin(1)]]
-  return np.repeat(clip[None], count, axis=0), np.repeat(mask, count, axis=0)
 
 
 if __name__ == "__main__":

@@ -48,4 +48,4 @@ def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 def put(batch: dict, mesh: jax.sharding.Mesh) -> dict:
   """This host's part of a batch to device arrays, split over data x fsdp."""
   sharding = NamedSharding(mesh, BATCH)
-  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+  return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), batch)

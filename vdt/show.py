@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from vdt import space, video
+from vdt import conditions, space, video
 from vdt.config import Config
 from vdt.report import embed
 from vdt.train import inputs
@@ -28,9 +28,10 @@ def run(config: Config, step: int, out: str, count: int) -> None:
   config.prepare()
   between = space.of(config)
   batch = config.data.batch(step)
+  told = conditions.begun(config)
   _, train_key = jax.random.split(jax.random.key(config.seed))
-  names = ("video", "label")
-  seen = jax.jit(partial(inputs, config))(train_key, jnp.int32(step), {name: batch[name] for name in names})
+  row = {"video": batch["video"], "cond": told.arrays(batch)}
+  seen = jax.jit(partial(inputs, config))(train_key, jnp.int32(step), row)
   x0, noise, t, cond = jax.tree.map(lambda x: np.asarray(x)[:count], seen)
   frames = config.data.clips.fps()
   show = lambda made: video.to_uint8(between.to_pixels(np.ascontiguousarray(made, np.float32)))
@@ -44,7 +45,7 @@ def run(config: Config, step: int, out: str, count: int) -> None:
     {
       "id": str(batch["id"][row]),
       "label": labels[batch["label"][row]] if config.model.classes else "",
-      "dropped": bool(cond["null"][row]),
+      "dropped": ", ".join(name for name, null in cond["null"].items() if null[row]),
       "caption": str(batch["caption"][row]) if "caption" in batch else "",
       "time": f"{float(t[row]):.3f}" if np.ndim(t) == 1 and len(pictures) > 1 else "",
       "given": f"{100 * float(cond['given'][row].mean()):.0f} %",

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from vdt import sample
+from vdt import conditions
 from vdt.config import Config
+from vdt.request import latent_label
 from vdt.sharding import path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -35,8 +36,9 @@ def programs(config: Config, like: Any) -> dict[str, export.Exported]:
   b, l = export.symbolic_shape("b, l")
   video = (b, config.data.frames, *config.data.size)
   array = lambda shape, dtype="float32": jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-  cond = {"given": array((*video, 1)), "label": array((b,), "int32"), "null": array((b,), "bool")}
-  if config.model.text:
+  cond = {name: array((b, *shape), dtype) for name, (shape, dtype) in conditions.shapes(config).items()}
+  cond |= {"given": array((*video, 1)), "null": {name: array((b,), "bool") for name in config.model.conditions}}
+  if config.model.text and "text" not in cond:
     cond |= {"text": array((b, l, config.model.text)), "text_seen": array((b, l), "bool")}
   clips, params = array((*video, config.model.channels)), [array(leaf.shape, leaf.dtype) for leaf in leaves]
   make = lambda function, *args: export.export(jax.jit(function), platforms=PLATFORMS)(*args)
@@ -63,9 +65,14 @@ def write(folder: pathlib.Path, config: Config, like: Any) -> None:
     for path in sorted(reader.rglob("*.py")):
       archive.write(path, path.relative_to(reader.parent))
   shape = (config.data.frames, *config.data.size, config.model.channels)
-  classes = config.model.classes
-  text = SCRIPT.replace("SHAPE", repr(shape)).replace("TEXT", repr(config.model.text))
-  text = text.replace("CLASSES", repr(classes)).replace("DEFAULT", repr(sample.latent_label(None, classes)))
+  classes, told = config.model.classes, conditions.shapes(config)
+  if config.model.text and "text" not in told:
+    told |= {"text": ((1, config.model.text), "float32"), "text_seen": ((1,), "bool")}
+  said = {"SHAPE": shape, "CLASSES": classes, "DEFAULT": latent_label(None, classes)}
+  said |= {"TOLD": told, "NAMES": config.model.conditions}
+  text = SCRIPT
+  for name, value in said.items():
+    text = text.replace(name, repr(value))
   (folder / "sample.py").write_text(text)
 
 
@@ -81,7 +88,7 @@ import numpy as np
 from jax import export
 
 here, shape = pathlib.Path(__file__).parent, SHAPE  # frames, height, width, channels
-text, classes = TEXT, CLASSES  # the width of a token of text, and the number of labels
+classes, told, names = CLASSES, TOLD, NAMES  # labels; arrays of the condition, and what of it may be dropped
 sys.path.append(str(here / "flatbuffers.zip"))
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("count", nargs="?", type=int, default=8, help="how many videos (default 8)")
@@ -101,9 +108,11 @@ for begin in range(0, count, 32):  # as many at once as vdt makes: other numbers
   rows = np.minimum(np.arange(begin, begin + 32), count - 1)
   keys = jax.vmap(lambda number: jax.random.key_data(jax.random.fold_in(key, number)))(rows)
   clips, labels = np.zeros((32, *shape), np.float32), np.full(32, label, np.int32)  # a label below 0: none
-  cond = {"given": np.zeros((*clips.shape[:4], 1), np.float32), "label": np.maximum(labels, 0), "null": labels < 0}
-  if text:  # tokens of zeros: no text
-    cond |= {"text": np.zeros((32, 1, text), np.float32), "text_seen": np.ones((32, 1), bool)}
+  cond = {name: np.ones((32, *size), dtype) for name, (size, dtype) in told.items()}  # dropped, but for a label
+  cond |= {"label": np.maximum(labels, 0)} if classes else {}
+  cond |= {"text": 0 * cond["text"]} if "text" in cond else {}
+  cond |= {"given": np.zeros((*clips.shape[:4], 1), np.float32)}
+  cond |= {"null": {name: labels < 0 if name == "label" else np.ones(32, bool) for name in names}}
   made.append(np.asarray(run(params, keys, clips, cond)))
 videos = np.concatenate(made)[:count]
 np.save("videos.npy", np.round((videos + 1) * 127.5).astype(np.uint8) if shape[-1] == 3 else videos)

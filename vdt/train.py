@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from vdt import averages, checkpoint, distributed, sharding, space, workdirs, writer
+from vdt import averages, checkpoint, conditions, distributed, sharding, space, workdirs, writer
 from vdt.attempts import INTERRUPTED, RESTART, Signals
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
@@ -47,6 +47,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       Watchdog(config.hang_after) as watchdog,
       Checkpointer(workdir, config.keep, averages=config.averages) as checkpoints,
     ):
+      told = conditions.of(config, workdir, new=True)
       like = sharding.place(jax.eval_shape(new_state), mesh)
       placed = jax.tree.map(lambda leaf: leaf.sharding, like)
       begin = partial(first_state, config, jax.jit(new_state, out_shardings=placed))
@@ -61,7 +62,9 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
           while int(state.step) < config.steps:
             leapt = None
             try:
-              state = loop(config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir, between)
+              state = loop(
+                config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir, between, told
+              )
             except Spike as spike:
               leapt = spike.step
             if leapt:  # not while the exception holds the state that leapt
@@ -69,14 +72,14 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
               with watchdog.patient():
                 state = go_back(leapt, config.save_every, checkpoints, begin, like, log)
         with watchdog.patient(), log.spending("eval"):
-          tables = evaluate(config, network, state.ema, config.evals, between)
+          tables = evaluate(config, network, state.ema, config.evals, between, told)
         if distributed.first():
           workdirs.rewrite(epath.Path(workdir) / CARDS, json.dumps(cards(config, config.evals), indent=2))
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
         log.mark(config.steps)  # the page shows it
         with watchdog.patient(), log.spending("eval"):
-          page = write_report(config, network, state.ema, tables, workdir, between)
+          page = write_report(config, network, state.ema, tables, workdir, between, told)
           if hasattr(config.diffusion, "finish"):
             config.diffusion.finish(config, network, state.ema, workdir, int(state.step))
       if distributed.first():
@@ -104,9 +107,9 @@ def inputs(config: Config, train_key: jax.Array, step: jax.Array, batch: dict) -
   k_task, k_drop, k_loss = jax.random.split(step_key, 3)
   x0 = space.seen(batch["video"])
   given, _ = config.tasks.draw(k_task, x0.shape[:4], config.model.patch[0])
-  null = guidance.drop(k_drop, x0.shape[0], config.cond_drop)
+  null = guidance.drop(k_drop, x0.shape[0], config.cond_drop, config.model.conditions)
   noise, t = config.diffusion.draw(k_loss, x0)
-  return x0, noise, t, {"given": given, "label": batch["label"], "null": null}
+  return x0, noise, t, {**batch["cond"], "given": given, "null": null}
 
 
 def make_update(config: Config, network: Any, optimizer: optax.GradientTransformation, train_key: jax.Array) -> Any:
@@ -161,6 +164,7 @@ def loop(
   watchdog: Watchdog,
   workdir: str,
   between: space.Space,
+  told: conditions.Conditions,
 ) -> State:
   """From `state` to `config.steps`: read, update, save, evaluate; see `train` for how it ends early."""
 
@@ -172,7 +176,7 @@ def loop(
     if due and 0 < step < config.steps:
       try:
         with stop.at_once(), watchdog.patient(), log.spending("eval"):
-          log.write({"step": step, **flat(evaluate(config, network, state.ema, due, between))})
+          log.write({"step": step, **flat(evaluate(config, network, state.ema, due, between, told))})
       except SystemExit:
         farewell(step, stop.signal)
         raise
@@ -193,8 +197,8 @@ def loop(
       tracing = True
     with log.spending("data"):
       batch = next(batches)
-    batch = {name: batch[name] for name in ("video", "label")} | {"stop": stop.flags(len(batch["label"]))}
-    state, metrics = update(state, sharding.put(batch, mesh))
+      seen = {"video": batch["video"], "cond": told.arrays(batch), "stop": stop.flags(len(batch["video"]))}
+    state, metrics = update(state, sharding.put(seen, mesh))
     stopped = judge.settle(pending)  # of the step before, while the device works on this one
     pending = (done, metrics)
     if tracing and (done in (last, config.steps) or stopped):

@@ -81,7 +81,7 @@ def ours(**fields) -> Arm:
   params = jax.jit(network.init)(jax.random.key(1))
   state = State(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
   video = jax.random.randint(jax.random.key(2), (BATCH, FRAMES, *SIZE, CHANNELS), 0, 256).astype(jnp.uint8)
-  batch = {"video": video, "label": jnp.zeros(BATCH, jnp.int32), "stop": jnp.zeros(BATCH, jnp.int32)}
+  batch = {"video": video, "cond": {}, "stop": jnp.zeros(BATCH, jnp.int32)}
   x, t, cond = video / 127.5 - 1.0, jnp.full((BATCH, FRAMES), 0.5), {"given": jnp.zeros((*video.shape[:-1], 1))}
 
   def step() -> None:

@@ -161,8 +161,8 @@ def test_what_was_given_comes_out_untouched():
 
 def test_guidance():
   """uncond + s (cond - uncond): 1 is off, and it acts only inside its interval; what was given is never dropped."""
-  cond = {"given": jnp.ones((1, 2, 1, 1, 1)), "label": jnp.array([3]), "null": jnp.zeros(1, bool)}
-  denoise = lambda x, t, cond: x * jnp.where(cond["null"], 1.0, 2.0)[:, None, None, None, None]
+  cond = {"given": jnp.ones((1, 2, 1, 1, 1)), "label": jnp.array([3]), "null": {"label": jnp.zeros(1, bool)}}
+  denoise = lambda x, t, cond: x * jnp.where(cond["null"]["label"], 1.0, 2.0)[:, None, None, None, None]
   x, t = jnp.ones((1, 2, 1, 1, 1)), jnp.ones((1, 2))
   at = lambda scale, time, interval=(0.0, 1.0): guided(denoise, scale, interval)(x, jnp.float32(time), t, cond).mean()
   assert at(1.0, 0.5) == 2.0 and at(3.0, 0.5) == 4.0 and at(0.0, 0.5) == 1.0

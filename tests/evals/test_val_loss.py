@@ -43,7 +43,7 @@ def test_tasks_have_rows_of_their_own_and_count_what_was_not_given():
   seen = []
 
   def denoise(x, t, cond, wrong):
-    seen.append((cond["label"].shape, cond["null"].shape))
+    seen.append((cond["label"].shape, cond["null"]["label"].shape))
     return jnp.zeros_like(x) + wrong * cond["given"]
 
   right, wrong = (

@@ -39,7 +39,8 @@ def made(**fields):
 
 def inputs(frames=FRAMES, size=SIZE, channels=3):
   x = jax.random.normal(jax.random.key(2), (2, frames, *size, channels))
-  cond = {"given": jnp.zeros((*x.shape[:4], 1)), "label": jnp.array([0, 2]), "null": jnp.array([False, True])}
+  cond = {"given": jnp.zeros((*x.shape[:4], 1)), "label": jnp.array([0, 2])}
+  cond["null"] = {"label": jnp.array([False, True])}
   return x, jnp.linspace(0.1, 0.9, 2 * frames).reshape(2, frames), cond
 
 

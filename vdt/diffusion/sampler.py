@@ -34,7 +34,8 @@ class Sampler:
   eta: of "ddim", how much of that noise it takes (Equation 16 of arXiv:2010.02502); 0 = deterministic.
   churn: fresh noise before each step, as in Algorithm 2 of arXiv:2206.00364, whose gamma it is (at most 0.41 there);
   0 = deterministic. Later steps can then mend what earlier ones got wrong. guidance_scale: 1 = off. guidance_interval:
-  the diffusion times between which guidance acts.
+  the diffusion times between which guidance acts. guidance: conditions with scales of their own, see `guided`, say
+  (("text", 5.0), ("label", 2.0)).
   """
 
   method: str = "euler"
@@ -43,6 +44,7 @@ class Sampler:
   guidance_scale: float = 1.0
   guidance_interval: tuple[float, float] = (0.0, 1.0)
   eta: float = 0.0
+  guidance: tuple[tuple[str, float], ...] = ()
 
   def __post_init__(self):
     if self.method not in METHODS:
@@ -57,8 +59,12 @@ class Sampler:
       raise ValueError(
         f"sampler.churn with method {self.method}: its steps go by those before, or draw noise themselves"
       )
-    if not math.isfinite(self.guidance_scale):
-      raise ValueError(f"sampler.guidance_scale is {self.guidance_scale}: a number, 1 for none")
+    if not all(map(math.isfinite, [self.guidance_scale, *(scale for _, scale in self.guidance)])):
+      raise ValueError(
+        f"sampler.guidance_scale is {self.guidance_scale}, guidance {self.guidance}: numbers, 1 for none"
+      )
+    if len({name for name, _ in self.guidance}) < len(self.guidance):
+      raise ValueError(f"sampler.guidance {self.guidance} names a condition twice")
     if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
       raise ValueError(f"sampler.guidance_interval is {self.guidance_interval}: two times in [0, 1], the earlier first")
 
@@ -88,7 +94,7 @@ class Sampler:
     """
     hidden = 1.0 - cond["given"]
     start, absolute = diffusion.relative(x_given, cond["given"])
-    network = guided(denoise, self.guidance_scale, self.guidance_interval)
+    network = guided(denoise, self.guidance_scale, self.guidance_interval, self.guidance)
 
     def noise(number: jax.Array | int) -> jax.Array:
       draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), x_given.shape[1:])

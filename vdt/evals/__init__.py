@@ -24,6 +24,7 @@ class Run(NamedTuple):
   reconstruct: `reconstruct(videos)`, what an autoencoder makes of videos in [-1, 1].
   how: what samples depend on beside the model and the clips, for cards.
   inputs: as `data`, of what the model sees, which may be latents.
+  told: `told(batch)`, what the model is told of a batch of its clips, beside what is given of them.
   """
 
   losses: Callable[..., np.ndarray]
@@ -34,6 +35,7 @@ class Run(NamedTuple):
   reconstruct: Callable[[np.ndarray], np.ndarray] = lambda videos: videos
   how: dict[str, Any] = {}
   inputs: Callable[[str], Any] | None = None
+  told: Callable[[dict[str, np.ndarray]], dict[str, Any]] = lambda batch: {}
 
 
 class Eval(Protocol):

@@ -35,14 +35,14 @@ class ValLoss:
 
   def __call__(self, run: Run) -> Table:
     data = (run.inputs or run.data)(self.split)
-    x0, label = real_videos(data, self.count), first(data, self.count)["label"]
+    x0, told = real_videos(data, self.count), run.told(first(data, self.count))
     k_noise, k_mask = jax.random.split(jax.random.key(0))
     noise = np.asarray(jax.random.normal(k_noise, x0.shape))
     times = (np.arange(self.bins) + 0.5) / self.bins
     table = {}
     for task in self.tasks:
       mask = np.asarray(given.plan(task, k_mask, x0.shape[:4], run.patch_frames))
-      cond = {"given": mask, "label": label, "null": np.zeros(self.count, bool)}
+      cond = {**told, "given": mask}
       losses = {t: run.losses(x0, noise, np.full(self.count, t, np.float32), cond) for t in times}
       row = {f"t={t:.3g}": float(each.mean()) for t, each in losses.items()}
       table[task] = {**row, "mean": float(np.mean(list(row.values())))}

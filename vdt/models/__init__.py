@@ -4,6 +4,7 @@ from vdt.models.autoencoder import AutoencoderNetwork, VideoAutoencoder
 from vdt.models.image_autoencoders import Published, kl, taef2
 from vdt.models.positions import sincos_tables
 from vdt.models.presets import PRESETS
+from vdt.models.text import T5Config
 from vdt.models.transformer import Network, TransformerConfig
 from vdt.models.wan_autoencoder import wan
 
@@ -12,6 +13,7 @@ __all__ = [
   "AutoencoderNetwork",
   "Network",
   "Published",
+  "T5Config",
   "TransformerConfig",
   "VideoAutoencoder",
   "kl",

@@ -82,6 +82,8 @@ class VideoAutoencoder:
   dtype: str = "bfloat16"
   patch: ClassVar[tuple[int, int, int]] = (1, 1, 1)
   classes: ClassVar[int] = 0
+  text: ClassVar[int] = 0
+  conditions: ClassVar[tuple[str, ...]] = ()
 
   @property
   def factor(self) -> tuple[int, int, int]:

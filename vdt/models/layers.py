@@ -20,8 +20,10 @@ class Dense(nnx.Linear):
   that shards frames or patches the same reshape would gather whole activations, so there it is left out.
   """
 
-  def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, kernel_init=xavier):
-    super().__init__(inputs, outputs, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+  def __init__(
+    self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, kernel_init=xavier, bias: bool = True
+  ):
+    super().__init__(inputs, outputs, use_bias=bias, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
     if layout.meshed():
@@ -61,6 +63,19 @@ class TimeEmbedding(nnx.Module):
     angles = jnp.multiply.outer(number, frequencies)
     waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return self.down(nnx.silu(self.up(waves)))
+
+
+class Told(nnx.Module):
+  """Positive numbers, as frames a second or pixels, to a vector that is zero at first: as `TimeEmbedding`, of the
+  logarithm of each to the base of 2, over 16."""
+
+  def __init__(self, count: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.each = nnx.List([TimeEmbedding(width, False, dtype=dtype, rngs=rngs) for _ in range(count)])
+    self.out = Dense(width, width, dtype=dtype, kernel_init=zeros, rngs=rngs)
+
+  def __call__(self, values: Float[Array, "b n"]) -> Float[Array, "b d"]:
+    level = jnp.log2(values) / 16.0
+    return self.out(nnx.silu(sum(each(level[:, i : i + 1])[:, 0] for i, each in enumerate(self.each))))
 
 
 MODULATIONS = ("zero", "single", "none", "projected", "bare")

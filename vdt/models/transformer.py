@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from vdt.models import layout, positions
 from vdt.models.attention import AXES, Attention, TextAttention
-from vdt.models.layers import DENSE, MLP, MODULATIONS, Dense, Residual, TimeEmbedding, modulate, zeros
+from vdt.models.layers import DENSE, MLP, MODULATIONS, Dense, Residual, TimeEmbedding, Told, modulate, zeros
+from vdt.models.text import T5Config, T5Encoder
 
 TEXT = "text"  # an axis that is not the video's own
 POSITIONS = ("rope", "sincos", "rope+sincos", "late sincos")
@@ -53,7 +54,9 @@ class TransformerConfig:
   its attention sub-layers, an axis ("space", "time", "causal", "joint", or "text", from the tokens to the text's) or a
   pair (axis, modulation), modulation being "zero" (the default), "single", "none", "projected" or "bare" (see
   `layers.Residual`); its MLP is modulated like the last of them but for text, and what comes out at the end by a table
-  where none is "zero". classes: 0 = no labels. text: numbers of a token of text, 0 = no text.
+  where none is "zero". classes: 0 = no labels. text: numbers of a token of text, 0 = no text; encoder: what makes
+  them of the numbers of its pieces, trained along, so wide. fps, size: whether the frames a second, and the height and
+  width of a video, are told, beside its time.
   remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
   parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds
   tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds that of time
@@ -77,6 +80,15 @@ class TransformerConfig:
   given: bool = True
   variance: bool = False
   discrete: bool = False
+  encoder: T5Config | None = None
+  fps: bool = False
+  size: bool = False
+
+  @property
+  def conditions(self) -> tuple[str, ...]:
+    """What a video may be conditioned on: keys of cond, and of what is dropped, cond["null"]."""
+    there = {"label": self.classes, "fps": self.fps, "size": self.size, "text": self.text}
+    return tuple(name for name, value in there.items() if value)
 
   @classmethod
   def sized(cls, name: str, **fields) -> "TransformerConfig":
@@ -179,6 +191,9 @@ class TransformerConfig:
       f"model.text is {self.text}, with{'' if self.reads() else 'out'} text in model.pattern: set both, or neither": (
         self.reads() != (self.text > 0)
       ),
+      f"model.text is {self.text}, model.encoder is {getattr(self.encoder, 'width', 0)} wide: set both alike": (
+        self.encoder is not None and self.encoder.width != self.text
+      ),
       f"model.remat {self.remat!r} is none of {', '.join(REMAT)}": self.remat not in REMAT,
       f"model.positions {self.positions!r} is none of {', '.join(POSITIONS)}": self.positions not in POSITIONS,
       f"model.dtype {self.dtype!r} is neither bfloat16 nor float32": self.dtype not in ("bfloat16", "float32"),
@@ -197,6 +212,10 @@ class TransformerConfig:
       return nnx.merge(graphdef, params).stages(x, t, cond)
 
     return Network(init, apply, stages)
+
+
+def dropped(cond: dict, name: str) -> Bool[Array, " b"] | bool:
+  return cond.get("null", {}).get(name, False)
 
 
 def mlp_modulation(block: list[tuple[str, str]]) -> str:
@@ -276,6 +295,12 @@ class VideoDiT(nnx.Module):
     self.time = TimeEmbedding(width, config.discrete, dtype=dtype, rngs=rngs)
     if config.classes:
       self.label = nnx.Embed(config.classes + 1, width, dtype=dtype, rngs=rngs)
+    if config.fps:
+      self.fps = Told(1, width, dtype=dtype, rngs=rngs)
+    if config.size:
+      self.size = Told(2, width, dtype=dtype, rngs=rngs)
+    if config.encoder:
+      self.encoder = T5Encoder(config.encoder, rngs)
     if config.text:
       self.text_up = Dense(config.text, width, dtype=dtype, rngs=rngs)
       self.text_down = Dense(width, width, dtype=dtype, rngs=rngs)
@@ -293,8 +318,9 @@ class VideoDiT(nnx.Module):
   def __call__(
     self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict, kernels: bool
   ) -> Float[Array, "b f h w o"]:
-    """cond: "given" (b f h w 1); with classes also "label" (b,) and, where the label is dropped, "null" (b,); where the
-    network reads, "text" (b l e) and "text_seen" (b l), which of it is there: without it, one token of zeros."""
+    """cond: "given" (b f h w 1), and what `conditions` names: "label" (b,), "fps" (b,), "size" (b 2), "text" (b l e),
+    or (b l) of pieces where there is an encoder, with "text_seen" (b l), which of it is there; without it, one token of
+    zeros. cond["null"] has for each of them whether it is dropped (b,); one that it lacks is not."""
     tokens, around = self.enter(x, t, cond, kernels)
     return self.leave(self.repeat(tokens, around), around).astype(x.dtype)
 
@@ -318,7 +344,11 @@ class VideoDiT(nnx.Module):
         tokens += times[None, :, None]
     time = self.time(t[:, ::pf])
     if config.classes:
-      time += self.label(jnp.where(cond["null"], config.classes, cond["label"]))[:, None]
+      time += self.label(jnp.where(dropped(cond, "label"), config.classes, cond["label"]))[:, None]
+    for name in ("fps", "size"):
+      if getattr(config, name) and name in cond:
+        told = getattr(self, name)(cond[name].reshape(x.shape[0], -1))
+        time += jnp.where(jnp.reshape(dropped(cond, name), (-1, 1)), 0, told)[:, None]
     padding = -cells[0] % layout.devices("sequence")
     if padding:
       tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0), (0, 0)))
@@ -333,8 +363,9 @@ class VideoDiT(nnx.Module):
     """The text as blocks attend to it: zeros where it is dropped, or not there. count: of videos, also symbolic."""
     text = cond.get("text", jnp.zeros((count, 1, self.config.text)))
     seen = cond.get("text_seen", jnp.ones(text.shape[:2], bool))
-    if "null" in cond:
-      text = jnp.where(cond["null"][:, None, None], 0.0, text)
+    if text.ndim == 2:
+      text = self.encoder(text, seen)
+    text = jnp.where(jnp.reshape(dropped(cond, "text"), (-1, 1, 1)), 0.0, text)
     hidden = nnx.gelu(self.text_up(text.astype(self.config.dtype)), approximate=True)
     return self.text_down(hidden), seen
 

@@ -1,0 +1,186 @@
+"""A run that is told of captions, classes and speed: trained, resumed, sampled from, and asked for what it cannot."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from short import get_config
+from test_cli import fails
+
+from vdt import checkpoint, cli, conditions, plan, sample
+from vdt.config import Mesh
+from vdt.evals import first, pixels
+from vdt.request import Request, placed
+from vdt.train import make_update, train
+
+EXPERIMENT = f"--config={Path(__file__).parent}/short.py:told"
+PROMPT = "a red ring moves fast to the left and turns clockwise"
+
+
+def flags(data_dir, workdir, *more):
+  fields = ("steps=4", "save_every=2", "mesh.data=1", f"data.data_dir={data_dir}", *more)
+  return [EXPERIMENT, f"--workdir={workdir}", *(f"--config.{field}" for field in fields)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data_dir):
+  """A run of four steps, which was cut off after two."""
+  workdir = tmp_path_factory.mktemp("told")
+  cli.main(["train", *flags(data_dir, workdir, "steps=2")])
+  kept = (workdir / conditions.KEPT).read_bytes()
+  cli.main(["train", *flags(data_dir, workdir)])
+  assert (workdir / conditions.KEPT).read_bytes() == kept
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def loaded(run, data_dir):
+  """The config, what it is told, its network and weights made large enough to say something."""
+  config, _ = cli.parse(flags(data_dir, run), cli.flags.FlagValues())
+  _, network, params, _ = sample.load(config, str(run))
+  keys = iter(jax.random.split(jax.random.key(0), 1000))
+  params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), params)
+  return config, conditions.of(config, str(run)), network, params
+
+
+def test_each_condition_reaches_the_samples_and_is_nothing_where_it_is_dropped(loaded):
+  config, told, network, params = loaded
+  data = dataclasses.replace(config.data, split="test")
+  rows = first(data, 2)
+  clips, cond = pixels(rows["video"]), told.told(rows)
+  assert set(cond) == {"label", "fps", "size", "text", "text_seen", "null"} and cond["text"].dtype == np.int32
+  make = lambda cond, **fields: sample.generate(
+    dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, **fields)), network, params, clips, cond
+  )
+  base = make(cond)
+  np.testing.assert_array_equal(base, make(cond))
+  others = {
+    "label": {"label": (cond["label"] + 1) % 24},
+    "fps": {"fps": cond["fps"] * 4},
+    "size": {"size": cond["size"] * 2},
+    "text": told.read([PROMPT, "a blue star moves slowly up and turns clockwise"]),
+  }
+  for name, other in others.items():
+    assert np.abs(make(cond | other) - base).max() > 1e-3, name
+    dropped = {"null": {**cond["null"], name: np.ones(2, bool)}}
+    np.testing.assert_array_equal(make(cond | dropped), make(cond | dropped | other), err_msg=name)
+  nothing = conditions.absent(config, 2)
+  assert np.abs(make(nothing) - base).max() > 1e-3 and {*nothing} == {*cond}
+  scales = dict(guidance_scale=2.0, guidance=(("text", 2.0), ("label", 2.0)))
+  np.testing.assert_allclose(make(cond, **scales), make(cond, guidance_scale=2.0), atol=1e-5)
+  apart = make(cond, guidance_scale=1.0, guidance=(("text", 4.0),))
+  assert np.abs(apart - make(cond, guidance_scale=4.0)).max() > 1e-3
+  negative = {"negative": {"text": told.read(["a green cross", "a green cross"])}}
+  np.testing.assert_array_equal(make(cond | negative), base, err_msg="without guidance it does nothing")
+  assert np.abs(make(cond | negative, guidance_scale=3.0) - make(cond, guidance_scale=3.0)).max() > 1e-3
+
+
+def test_a_step_is_the_same_on_eight_devices_and_conditions_are_dropped_alone_and_together(data_dir, run):
+  config, _ = cli.parse(flags(data_dir, run, "cond_drop=0.3", "micro_batches=2"), cli.flags.FlagValues())
+  told, batch = conditions.of(config, str(run)), config.data.batch(0)
+  batch = {"video": batch["video"], "cond": told.arrays(batch), "stop": np.zeros(8, np.int32)}
+  optimizer, losses = config.optimizer.build(), []
+  for mesh in (Mesh(data=1), Mesh(data=1, fsdp=2, sequence=2, tensor=2)):
+    config.mesh = mesh
+    mesh, network = config.layout()
+    with jax.set_mesh(mesh):
+      state = checkpoint.new_state(network, optimizer, 0, jax.random.key(0))
+      state, first = jax.jit(make_update(config, network, optimizer, jax.random.key(1)))(state, batch)
+      _, second = jax.jit(make_update(config, network, optimizer, jax.random.key(1)))(state, batch)
+      losses.append([float(first["loss"]), float(second["loss"])])
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+  from vdt.diffusion.guidance import drop
+
+  names = ("label", "text")
+  null = drop(jax.random.key(0), 20_000, 0.2, names)
+  both, alone = np.asarray(null["label"] & null["text"]), [np.asarray(null[name]).mean() for name in names]
+  assert both.mean() == pytest.approx(0.2 + 0.8 * 0.04, abs=0.01)
+  assert alone == pytest.approx([1 - 0.8**2] * 2, abs=0.01)
+  assert np.asarray(drop(jax.random.key(0), 20_000, 0.2, names[:1])["label"]).mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys):
+  a, b = (tmp_path / name for name in ("a.png", "b.png"))
+  for path, grey in ((a, 40), (b, 200)):
+    cv2.imwrite(str(path), np.full((16, 16, 3), grey, np.uint8))
+  (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\na blue star moves up\n")
+  options = ["--negative=green", "--guidance=text=2,label=1.5", "--label=red ring", "--fps=4", "--steps=1", "--seed=3"]
+  options += [f"--prompts={tmp_path}/prompts.txt", "--count=2", f"--image={a}", f"--keyframes=3:{b}"]
+  for out in ("one", "two"):
+    cli.main(["sample", f"--workdir={run}", f"--out={tmp_path / out}", *options])
+  said = json.loads((tmp_path / "one" / "samples.json").read_text())
+  assert said["prompts"] == [PROMPT] * 2 + ["a blue star moves up"] * 2 and said["fps"] == 4 and said["count"] == 4
+  for number in range(4):
+    pair = [(tmp_path / out / f"{number:04d}.webp").read_bytes() for out in ("one", "two")]
+    assert pair[0] == pair[1], "a video is a function of its seed and of what is asked"
+  config, _ = cli.parse(flags(data_dir, run), cli.flags.FlagValues())
+  videos, mask = placed(config, Request(image=str(a), keyframes=f"3:{b}"), 2)
+  assert mask[0, :, 0, 0, 0].tolist() == [1, 0, 0, 1] and videos[1, 3].min() == 200 and videos[0, 0].max() == 40
+  clip = tmp_path / "clip.npy"
+  np.save(clip, np.full((4, 16, 16, 3), 90, np.uint8))
+  hole = np.zeros((16, 16, 3), np.uint8)
+  hole[4:8] = 255
+  cv2.imwrite(str(tmp_path / "hole.png"), hole)
+  _, mask = placed(config, Request(video=str(clip), mask=str(tmp_path / "hole.png")), 1)
+  assert (mask[0, :, 4:8] == 0).all() and mask.sum() == 4 * 12 * 16
+  _, mask = placed(config, Request(video=str(clip), given_frames=3), 1)
+  assert mask[0, :, 0, 0, 0].tolist() == [1, 1, 1, 0]
+  capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+  "asked, message",
+  [
+    (["--guidance=sound=2"], "this model has label, fps, size, text"),
+    (["--guidance=much"], "a number, or NAME=NUMBER"),
+    (["--prompt=a", "--prompts=b"], "name one of them"),
+    (["--prompts=nowhere.txt"], "nowhere.txt cannot be read"),
+    (["--fps=0"], "--fps 0.0: above 0"),
+    (["--label=puce"], "unknown label 'puce'"),
+    (["--keyframes=0"], "write NUMBER:FILE"),
+    (["--keyframes=4:A"], "a video has the frames 0 to 3"),
+    (["--keyframes=0:A", "--image=A"], "gives frame 0, which is given already"),
+    (["--image=nowhere.png"], "nowhere.png"),
+    (["--image=A", "--task=prediction"], "leave out --given, --task"),
+    (["--mask=A"], "--mask is of a --video"),
+    (["--video=A", "--given_frames=4"], "has 1 frames, 4 are asked for"),
+  ],
+)
+def test_what_cannot_be_asked_is_named(run, tmp_path, capsys, asked, message):
+  cv2.imwrite(str(tmp_path / "a.png"), np.full((16, 16, 3), 40, np.uint8))
+  asked = [flag.replace("A", str(tmp_path / "a.png")) for flag in asked]
+  assert message in fails(capsys, "sample", f"--workdir={run}", f"--out={tmp_path}", "--count=1", *asked)
+
+
+def test_a_model_that_is_not_told_says_so_and_a_lost_tokenizer_is_missed(run, data_dir, tmp_path, capsys):
+  config = dataclasses.replace(get_config(), steps=1)
+  config.data.data_dir, config.mesh.data, config.tasks.completion = data_dir, 1, 0.0
+  config.model.classes = 0
+  plain = str(tmp_path / "plain")
+  train(config, plain)
+  request = Request(count=1, prompt="red")
+  with pytest.raises(ValueError, match="trained without text"):
+    sample.run(config, plain, str(tmp_path / "out"), request)
+  (run / conditions.KEPT).rename(run / "elsewhere")
+  try:
+    assert "text.model is missing" in fails(capsys, "sample", f"--workdir={run}", f"--out={tmp_path}")
+  finally:
+    (run / "elsewhere").rename(run / conditions.KEPT)
+  wrong = {
+    "model.encoder.vocabulary=300": "model.encoder.vocabulary is 300",
+    "model.text=8": "model.text is 8, model.encoder is 12 wide",
+    "text.length=1": "text.length is 1",
+    "text.file=nowhere.model": "nowhere.model cannot be read",
+  }
+  for number, (field, message) in enumerate(wrong.items()):
+    assert message in fails(capsys, "train", *flags(data_dir, tmp_path / str(number), field))
+
+
+def test_the_plan_has_the_same_arrays(loaded):
+  config, _, network, _ = loaded
+  _, lowered = plan.lowered_step(config, Mesh(data=1).build(jax.devices()[:1]), network)
+  assert "i32[8,12]" in lowered.as_text() or "8x12xi32" in lowered.as_text()

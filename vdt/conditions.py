@@ -1,0 +1,76 @@
+"""What a model is told of a video beside its frames: arrays of a batch by name, and those of what is not told."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from vdt import distributed
+from vdt.config import Config
+
+Arrays = dict[str, Any]
+KEPT = "text.model"
+"""What a run keeps of how it reads captions."""
+
+
+def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
+  """The shape and the type of a row of each array."""
+  plain = {"label": ((), "int32"), "fps": ((), "float32"), "size": ((2,), "float32")}
+  found = {name: plain[name] for name in config.model.conditions if name in plain}
+  return found | (config.text.shapes(config.model.text) if config.text else {})
+
+
+def absent(config: Config, count: int) -> Arrays:
+  """What tells nothing: all arrays, dropped."""
+  arrays = {name: np.ones((count, *shape), dtype) for name, (shape, dtype) in shapes(config).items()}
+  arrays |= {name: 0 * arrays[name] for name in ("label", "text") if name in arrays}
+  return arrays | {"null": {name: np.ones(count, bool) for name in config.model.conditions}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+  """The conditions of a run's model. read: captions to arrays by name, where it reads."""
+
+  config: Config
+  read: Callable[[Sequence[str]], Arrays] | None = None
+
+  def arrays(self, batch: dict[str, np.ndarray]) -> Arrays:
+    """Of a data set's batch, which has "caption" where the model reads, and "fps" where it is told."""
+    found = {name: batch[name] for name in ("label", "fps") if name in self.config.model.conditions}
+    if "size" in self.config.model.conditions:
+      found["size"] = np.tile(np.array(batch["video"].shape[2:4], np.float32), (len(batch["video"]), 1))
+    return found | (self.read(batch["caption"].tolist()) if self.read else {})
+
+  def told(self, batch: dict[str, np.ndarray]) -> Arrays:
+    """As `arrays`, with nothing dropped."""
+    kept = np.zeros(len(batch["video"]), bool)
+    return self.arrays(batch) | {"null": dict.fromkeys(self.config.model.conditions, kept)}
+
+
+def begun(config: Config) -> Conditions:
+  """Those of a run of `config` that begins, without a folder."""
+  if not config.text:
+    return Conditions(config)
+  return Conditions(config, config.text.open(config.text.make(config.data), config.model))
+
+
+def of(config: Config, workdir: str, new: bool = False) -> Conditions:
+  """Those of the run in `workdir`. new: it may be a run that begins, which finds out how it reads, and keeps that.
+
+  FileNotFoundError where the run has not kept it, ValueError where that does not go with the model.
+  """
+  if not config.text:
+    return Conditions(config)
+  path = epath.Path(workdir) / KEPT
+  if not path.exists():
+    if not new:
+      raise FileNotFoundError(f"{path} is missing, by which this run reads captions: copy the whole workdir")
+    content = config.text.make(config.data)
+    if distributed.first():
+      beside = path.with_name(f"{KEPT}.new")
+      beside.write_bytes(content)
+      beside.replace(path)
+    distributed.barrier("text.model is written")
+  return Conditions(config, config.text.open(path.read_bytes(), config.model))

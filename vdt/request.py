@@ -1,0 +1,184 @@
+"""What somebody asks `vdt sample` for: texts, classes, speeds, and frames to keep."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+
+from vdt import video
+from vdt.conditions import Conditions
+from vdt.config import Config
+from vdt.diffusion import given as given_plans
+
+Placed = tuple[UInt8[np.ndarray, "b f h w 3"], Float[np.ndarray, "b f h w 1"]]
+
+
+@dataclasses.dataclass
+class Request:
+  """What `vdt sample` is asked for: its flags. count: videos, of each of several prompts."""
+
+  count: int = 8
+  seed: int = 0
+  step: int | None = None
+  ema: float | None = None
+  task: str | None = None
+  given: str | None = None
+  given_frames: int | None = None
+  image: str | None = None
+  keyframes: str | None = None
+  video: str | None = None
+  mask: str | None = None
+  label: str | None = None
+  prompt: str | None = None
+  prompts: str | None = None
+  negative: str | None = None
+  fps: float | None = None
+  steps: int | None = None
+  guidance: str | None = None
+
+  def texts(self) -> list[str] | None:
+    """The prompt of each video; None: those of held-out clips. FileNotFoundError or ValueError for a bad file."""
+    if self.prompts is None:
+      return None if self.prompt is None else [self.prompt] * self.count
+    if self.prompt is not None:
+      raise ValueError("--prompt and --prompts: name one of them")
+    try:
+      lines = epath.Path(self.prompts).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise FileNotFoundError(f"--prompts {self.prompts} cannot be read as text ({error})") from error
+    if not (found := [line.strip() for line in lines if line.strip()]):
+      raise ValueError(f"--prompts {self.prompts} holds no prompt: write one a line")
+    return [prompt for prompt in found for _ in range(self.count)]
+
+  def sampler(self, config: Config) -> Any:
+    """The experiment's, with what is asked otherwise. ValueError for what cannot be."""
+    changes: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
+    if self.guidance is not None:
+      try:
+        parts = [part.rpartition("=") for part in self.guidance.split(",")]
+        named = [(name.strip(), float(scale)) for name, _, scale in parts]
+      except ValueError:
+        raise ValueError(f"--guidance {self.guidance}: a number, or NAME=NUMBER,NAME=NUMBER") from None
+      if wrong := [name for name, _ in named if name not in ("", *config.model.conditions)]:
+        raise ValueError(f"--guidance of {wrong[0]!r}: this model has {', '.join(config.model.conditions) or 'none'}")
+      changes["guidance_scale"] = dict(named).get("", config.sampler.guidance_scale)
+      changes["guidance"] = tuple((name, scale) for name, scale in named if name)
+    return dataclasses.replace(config.sampler, **changes)
+
+  def told(self, config: Config, clips: dict[str, np.ndarray], told: Conditions, labels: list[str]) -> dict[str, Any]:
+    """What the model is told of each video: of held-out clips, but where it is asked otherwise. ValueError for what
+    this model is not told."""
+    model, count = config.model, len(clips["video"])
+    rows = dict(clips)
+    for flag, name in (
+      ("label", "label"),
+      ("prompt", "text"),
+      ("prompts", "text"),
+      ("negative", "text"),
+      ("fps", "fps"),
+    ):
+      if getattr(self, flag) is not None and (name not in model.conditions or (name == "text" and not config.text)):
+        raise ValueError(f"--{flag} {getattr(self, flag)}: this model was trained without {name}, leave it out")
+    if self.label is not None:
+      if self.label not in labels:
+        raise ValueError(f"unknown label {self.label!r}: choose from {', '.join(labels)}")
+      rows["label"] = np.full(count, labels.index(self.label), np.int32)
+    if (texts := self.texts()) is not None:
+      rows["caption"] = np.array(texts)
+    if self.fps is not None:
+      if not self.fps > 0:
+        raise ValueError(f"--fps {self.fps}: above 0")
+      rows["fps"] = np.full(count, self.fps, np.float32)
+    cond = told.told(rows)
+    if self.negative is not None:
+      cond["negative"] = {"text": told.read([self.negative] * count)}
+    return cond
+
+
+def read(path: str, clips: Any) -> UInt8[np.ndarray, "g h w 3"]:
+  """A user's frames, as the data set's clips were made."""
+  return video.read_frames(path) if path.endswith(".npy") else clips.clip(path)
+
+
+def placed(config: Config, ask: Request, count: int) -> Placed:
+  """`count` videos that hold the frames of --image, --keyframes and --video where these say, and the mask that says so.
+
+  --video gives its first frames, `given_frames` of them, or half a clip's; with --mask all of them, where that is dark.
+  ValueError for a frame that is given twice, or that no video has, and FileNotFoundError for a file that is not there.
+  """
+  clips, frames = config.data.clips, {}
+
+  def put(number: int, frame: np.ndarray, flag: str) -> None:
+    if number in frames:
+      raise ValueError(f"--{flag} gives frame {number}, which is given already: leave one of them out")
+    if not 0 <= number < clips.frames:
+      raise ValueError(f"--{flag} gives frame {number}: a video has the frames 0 to {clips.frames - 1}")
+    if frame.shape[:2] != tuple(clips.size):
+      raise ValueError(f"--{flag}: frames are {frame.shape[:2]}, the model makes {tuple(clips.size)}: resize them")
+    frames[number] = frame
+
+  if ask.image:
+    put(0, read(ask.image, clips)[0], "image")
+  for part in ask.keyframes.split(",") if ask.keyframes else []:
+    number, colon, path = part.strip().partition(":")
+    if not (colon and number.isdecimal() and path):
+      raise ValueError(f"--keyframes has {part!r}: write NUMBER:FILE,NUMBER:FILE, say 0:a.png,{clips.frames - 1}:b.png")
+    put(int(number), read(path, clips)[0], "keyframes")
+  if ask.video:
+    prefix = read(ask.video, clips)
+    most = clips.frames if ask.mask else min(len(prefix), ask.given_frames or max(clips.frames // 2, 1))
+    if len(prefix) < most:
+      raise ValueError(f"--video {ask.video} has {len(prefix)} frames, {most} are asked for")
+    if not ask.mask and most >= clips.frames:
+      raise ValueError(f"--given_frames {most} leaves no frame to make: at most {clips.frames - 1}")
+    for number in range(most):
+      put(number, prefix[number], "video")
+  where = np.array(sorted(frames))
+  clip, mask = np.zeros((clips.frames, *clips.size, 3), np.uint8), np.zeros((clips.frames, *clips.size, 1), np.float32)
+  clip[where], mask[where] = np.stack([frames[number] for number in where]), 1.0
+  if ask.mask:
+    mask *= read(ask.mask, clips)[:1].mean(-1, keepdims=True) < 128
+  if clips is not config.data:  # a latent sees its neighbours, so that these are the nearest there are
+    clip = clip[where[np.abs(np.arange(len(clip))[:, None] - where).argmin(1)]]
+  return np.repeat(clip[None], count, axis=0), np.repeat(mask[None], count, axis=0)
+
+
+def place(frames: UInt8[np.ndarray, "g h w 3"], config: Config, task: str, ask: Request, count: int) -> Placed:
+  """`count` videos that hold a user's frames where the task gives them, and the mask that says where.
+
+  Frames for a whole clip stay at their own times; fewer of them fill the given frames in order.
+  """
+  shape = (config.data.clips.frames, *config.data.clips.size)
+  patch_frames = config.model.patch[0] if config.data.clips is config.data else 1
+  if frames.shape[1:3] != shape[1:]:
+    raise ValueError(f"given frames are {frames.shape[1:3]}, the model makes {shape[1:]}: resize them")
+  given_frames = min(len(frames), shape[0] // 2) if ask.given_frames is None else ask.given_frames
+  k_mask, _ = jax.random.split(jax.random.key(ask.seed))
+  mask = np.asarray(given_plans.plan(task, k_mask, (1, *shape), patch_frames, given_frames))
+  where = np.flatnonzero(mask.max(axis=(0, 2, 3, 4)))
+  if not len(where):
+    raise ValueError(
+      f"task {task} with {given_frames} given frames gives no whole one: choose another --task, or raise --given_frames"
+    )
+  if len(where) > len(frames):
+    raise ValueError(f"task {task} takes {len(where)} given frames, the file has {len(frames)}")
+  clip = np.zeros((*shape, 3), np.uint8)
+  clip[where] = frames[where] if len(frames) == len(clip) else frames[: len(where)]
+  if config.data.clips is not config.data:  # a latent sees its neighbours, so that these are the nearest there are
+    clip = clip[where[np.abs(np.arange(len(clip))[:, None] - where).argmin(1)]]
+  return np.repeat(clip[None], count, axis=0), np.repeat(mask, count, axis=0)
+
+
+def latent_label(label: str | None, classes: int) -> int:
+  """The number of a class, of which latents have no names; none by default, but where there is one alone, as in VDT.
+
+  ValueError for what is no number of a class.
+  """
+  if label is None:
+    return 0 if classes == 1 else -1
+  if not (label.isdecimal() and int(label) < classes):
+    raise ValueError(f"--label {label}: a model of latents takes the number of a class, below {classes}")
+  return int(label)
