@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"train", "sample", "evaluate", "report", "plan", "sweep", "launch", "compare"}
 PROGRAMS |= {"export", "importer", "weights", "parity", "stablehlo", "encoder", "reconstruction", "autoencoder"}
-PROGRAMS |= {"encode", "show", "space"}
+PROGRAMS |= {"encode", "show", "space", "text_encoder", "text_layouts"}
 BASE = {
   "host",
   "topology",

@@ -20,8 +20,10 @@ class Dense(nnx.Linear):
   that shards frames or patches the same reshape would gather whole activations, so there it is left out.
   """
 
-  def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, kernel_init=xavier):
-    super().__init__(inputs, outputs, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+  def __init__(
+    self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, kernel_init=xavier, bias: bool = True
+  ):
+    super().__init__(inputs, outputs, use_bias=bias, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 
   def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
     if layout.meshed():
