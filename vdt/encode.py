@@ -53,6 +53,9 @@ def run(config: Config, part: int, parts: int, size: int | None) -> None:
   with jax.set_mesh(Mesh().build(jax.local_devices())):
     for data, settings in zip(wanted, claim(wanted, made_by, size)):
       one(data, settings, made_by, part, parts)
+  if part == 0 and hasattr(config.text, "store"):  # a frozen encoder's tokens
+    sources = [dataclasses.replace(data.source, split=split) for data in wanted for split in data.source.splits()]
+    config.text.store([caption for source in sources for caption in source.captions()])
 
 
 def one(data: Any, settings: dict[str, Any], made_by: autoencoder.Autoencoder, part: int, parts: int) -> None:

@@ -258,6 +258,26 @@ def guess(keys: Any) -> str:
   raise ValueError(f"the arrays are named as in none of {', '.join(LAYOUTS)}: {', '.join(sorted(keys)[:5])} ...")
 
 
+def read(theirs: Arrays, key: str, name: str) -> np.ndarray:
+  """One of their arrays as float32. ValueError where its numbers are not finite, or no floating-point ones."""
+  array = theirs[key]
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(f"{name}: {key} holds {array.dtype}, not floating-point numbers")
+  array = np.asarray(array, np.float32)
+  if not np.isfinite(array).all():
+    raise ValueError(f"{name}: {key} holds numbers that are not finite")
+  return array
+
+
+def fill(known: list[Row], shapes: dict[str, tuple[int, ...]], theirs: Arrays, name: str) -> dict[str, np.ndarray]:
+  """Our arrays by path, of these shapes, from the rows of theirs. ValueError as `read`."""
+  ours = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+  for row in known:
+    for path, layer, part in back(row, read(theirs, row.key, name)):
+      ours[path][... if layer is None else layer] = part
+  return ours
+
+
 def adopt(
   layout: str,
   config: TransformerConfig,
@@ -276,24 +296,11 @@ def adopt(
   known = [] if layout == "plain" else rows(layout, config, cells)
   check(found, {row.key: row.shape for row in known} or {key: shapes[path] for key, path in own.items()}, name)
 
-  def read(key: str) -> np.ndarray:
-    array = theirs[key]
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-      raise ValueError(f"{name}: {key} holds {array.dtype}, not floating-point numbers")
-    array = np.asarray(array, np.float32)
-    if not np.isfinite(array).all():
-      raise ValueError(f"{name}: {key} holds numbers that are not finite")
-    return array
-
   for key, table in tables(layout, cells, config.width).items():
-    if (apart := np.abs(read(key) - table).max()) > 5e-3:  # bfloat16 rounds 1 to so much
+    if (apart := np.abs(read(theirs, key, name) - table).max()) > 5e-3:  # bfloat16 rounds 1 to so much
       raise ValueError(
         f"{name}: {key} is no table of sines and cosines ({apart:.2g} apart): it was trained, ours is not"
       )
   if layout == "plain":
-    return {path: read(key) for key, path in own.items()}
-  ours = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
-  for row in known:
-    for path, layer, part in back(row, read(row.key)):
-      ours[path][... if layer is None else layer] = part
-  return ours
+    return {path: read(theirs, key, name) for key, path in own.items()}
+  return fill(known, shapes, theirs, name)
