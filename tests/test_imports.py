@@ -6,11 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"train", "sample", "evaluate", "report", "plan", "sweep", "launch", "compare"}
 PROGRAMS |= {"export", "importer", "weights", "parity", "stablehlo", "encoder", "reconstruction", "autoencoder"}
-<<<<<<< HEAD
-PROGRAMS |= {"encode", "show", "space", "conditions", "request"}
-=======
-PROGRAMS |= {"encode", "show", "space", "text_encoder", "text_layouts"}
->>>>>>> 3c92d0e496f8649e26f6c4f37d52065fb6cbfcf0
+PROGRAMS |= {"encode", "show", "space", "conditions", "request", "text_encoder", "text_layouts", "captions"}
 BASE = {
   "host",
   "topology",
