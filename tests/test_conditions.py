@@ -6,17 +6,23 @@ from pathlib import Path
 
 import cv2
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import sentencepiece
+from safetensors.numpy import save_file
 from short import get_config
 from test_cli import fails
 
 from vdt import checkpoint, cli, conditions, plan, sample
+from vdt.captions import Frozen
 from vdt.config import Mesh
 from vdt.evals import first, pixels
 from vdt.request import Request, placed
+from vdt.text_encoder import TextEncoder
 from vdt.train import make_update, train
 
+PARITY = Path(__file__).parent / "parity"
 EXPERIMENT = f"--config={Path(__file__).parent}/short.py:told"
 PROMPT = "a red ring moves fast to the left and turns clockwise"
 
@@ -32,6 +38,18 @@ def fields(data_dir, *more):
 
 def parsed(data_dir, *more):
   return cli.parse(fields(data_dir, *more), cli.flags.FlagValues())[0]
+
+
+def hugging_face(folder, seed=0):
+  """A folder of a tiny T5 with random weights."""
+  folder.mkdir(exist_ok=True)
+  with np.load(PARITY / "text_t5.npz") as golden:
+    arrays = {key[2:]: golden[key].astype(np.float32) + seed for key in golden.files if key.startswith("w/")}
+    (folder / "config.json").write_text(str(golden["config"]))
+  save_file(arrays, folder / "model.safetensors")
+  options = dict(vocab_size=50, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+  texts = iter(["a red ring moves to the left", "a blue star"] * 20)
+  sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_prefix=str(folder / "spiece"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +204,40 @@ def test_a_model_that_is_not_told_says_so_and_a_lost_tokenizer_is_missed(run, da
   }
   for number, (field, message) in enumerate(wrong.items()):
     assert message in fails(capsys, "train", *flags(data_dir, tmp_path / str(number), field))
+
+
+def test_captions_of_a_frozen_encoder_are_made_once_and_kept(data_dir, tmp_path, monkeypatch):
+  """On a mesh of eight devices; a run goes on with the encoder that it began with."""
+  folder = tmp_path / "t5"
+  hugging_face(folder)
+  config = get_config("told")
+  config.text = Frozen(str(folder), length=10, folder=str(tmp_path / "captions"))
+  config.model.encoder, config.model.text, config.data.data_dir = None, 24, data_dir
+  config.steps, config.save_every, config.mesh = 2, 1, Mesh(data=4, fsdp=2)
+  train(config, str(tmp_path / "run"))
+  kept = sorted((tmp_path / "captions").rglob("*.npy"))
+  again = Frozen(str(folder), length=10, folder=str(tmp_path / "captions"))
+  captions = dict.fromkeys(config.data.captions())
+  assert {*captions} <= {*again.known} and len(kept) >= 1
+  monkeypatch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("it is kept"))
+  read = again.open((tmp_path / "run" / conditions.KEPT).read_bytes(), config.model)
+  some = [*captions][:3]
+  stored = read(some)
+  monkeypatch.undo()
+  live = Frozen(str(folder), length=10, folder=str(tmp_path / "others")).read(some)
+  for name in ("text", "text_seen"):
+    np.testing.assert_array_equal(stored[name], live[name])
+  assert stored["text"].dtype == ml_dtypes.bfloat16 and sorted((tmp_path / "captions").rglob("*.npy")) == kept
+  config.steps = 3
+  train(config, str(tmp_path / "run"))
+  hugging_face(folder, seed=1)
+  config.steps = 4
+  with pytest.raises(ValueError, match="put the other back"):
+    config.text = Frozen(str(folder), length=10, folder=str(tmp_path / "captions"))
+    train(config, str(tmp_path / "run"))
+  config.model.text, config.steps = 16, 3
+  with pytest.raises(ValueError, match=r"makes tokens of 24 numbers, model\.text is 16"):
+    train(config, str(tmp_path / "narrow"))
 
 
 def test_the_plan_has_the_same_arrays(loaded):

@@ -1,5 +1,6 @@
 """Captions as the tokens of a frozen encoder, each made once and kept for all runs that read so."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -9,13 +10,20 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
 from vdt import text_encoder
+from vdt.config import Mesh
 from vdt.encode import put
 
 Arrays = dict[str, np.ndarray]
+
+
+def alone() -> contextlib.AbstractContextManager:
+  """A mesh of one device of this process, whatever mesh the model is on."""
+  return jax.set_mesh(Mesh(data=1).build(jax.local_devices()[:1]))
 
 
 @dataclasses.dataclass
@@ -43,7 +51,8 @@ class Frozen:
 
   @functools.cached_property
   def encoder(self) -> text_encoder.TextEncoder:
-    return text_encoder.load(self.path)
+    with alone():
+      return text_encoder.load(self.path)
 
   def make(self, data: Any) -> bytes:
     """Makes what is missing of the training captions; a run keeps which encoder it was."""
@@ -89,7 +98,8 @@ class Frozen:
     """Those that were missing, each once; now they are known here."""
     new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
     if new:
-      tokens, seen = self.encoder.encode(new, self.length)
+      with alone():
+        tokens, seen = self.encoder.encode(new, self.length)
       tokens = tokens.astype(ml_dtypes.bfloat16).view(np.uint16)
       self.known.update({caption: (row, int(there.sum())) for caption, row, there in zip(new, tokens, seen)})
     return new

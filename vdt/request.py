@@ -129,7 +129,8 @@ def placed(config: Config, ask: Request, count: int) -> Placed:
     put(int(number), read(path, clips)[0], "keyframes")
   if ask.video:
     prefix = read(ask.video, clips)
-    most = clips.frames if ask.mask else min(len(prefix), ask.given_frames or max(clips.frames // 2, 1))
+    most = min(len(prefix), max(clips.frames // 2, 1)) if ask.given_frames is None else ask.given_frames
+    most = clips.frames if ask.mask else max(most, 1)
     if len(prefix) < most:
       raise ValueError(f"--video {ask.video} has {len(prefix)} frames, {most} are asked for")
     if not ask.mask and most >= clips.frames:

@@ -365,7 +365,9 @@ class VideoDiT(nnx.Module):
     seen = cond.get("text_seen", jnp.ones(text.shape[:2], bool))
     if text.ndim == 2:
       text = self.encoder(text, seen)
-    text = jnp.where(jnp.reshape(dropped(cond, "text"), (-1, 1, 1)), 0.0, text)
+    null = jnp.reshape(dropped(cond, "text"), (-1, 1))  # as one token of zeros, whatever the text was
+    text = jnp.where(null[..., None], 0.0, text)
+    seen = jnp.where(null, (jnp.arange(text.shape[1]) == 0)[None], seen)
     hidden = nnx.gelu(self.text_up(text.astype(self.config.dtype)), approximate=True)
     return self.text_down(hidden), seen
 
