@@ -73,8 +73,12 @@ def generate(
   """
   patch_frames = config.model.patch[0]
   k_mask, k_noise = jax.random.split(jax.random.key(seed))
-  if task == "completion" and not getattr(config.model, "given", True):
-    raise ValueError("task completion: this model is not told where the hole is (model.given is False)")
+  untold = getattr(config.sampler, "given", "given") != "given"
+  if task == "completion" and not (getattr(config.model, "given", True) or untold):
+    raise ValueError(
+      "task completion: this model is not told where the hole is (model.given is False); --config.sampler.given="
+      "reconstruction needs no telling"
+    )
   if given is None:
     given = np.asarray(given_plans.plan(task, k_mask, clips.shape[:4], patch_frames, given_frames))
   elif given.shape != (*clips.shape[:4], 1):

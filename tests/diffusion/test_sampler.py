@@ -7,7 +7,7 @@ from vdt.diffusion import EDM, Gaussian, RectifiedFlow, Sampler, predictions
 from vdt.diffusion.flow import resolution_shift
 from vdt.diffusion.given import plan
 from vdt.diffusion.guidance import guided, null_cond
-from vdt.diffusion.sampler import coefficients
+from vdt.diffusion.solvers import coefficients
 
 MEAN, STD = 0.7, 0.3
 KEYS = jax.random.split(jax.random.key(0), 4)

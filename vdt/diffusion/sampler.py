@@ -1,8 +1,4 @@
-"""From noise to video: the sampling ODE, or SDE, solved by a `lax.scan`.
-
-A step of any of these solvers is a sum of the video and of the last estimates of x0, whose coefficients follow from the
-levels of noise alone. They are computed before, in float64 (`coefficients`), and the scan runs over their table.
-"""
+"""From noise to video: the sampling ODE, or SDE, solved by a `lax.scan` over the table of `vdt.diffusion.solvers`."""
 
 import dataclasses
 import math
@@ -11,16 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
-from vdt.diffusion import predictions
-from vdt.diffusion.gaussian import variances
+from vdt.diffusion import inpainting, predictions
 from vdt.diffusion.given import frame_times
 from vdt.diffusion.guidance import guided
-
-METHODS = ("euler", "heun", "ddim", "ddpm", "dpm++", "unipc")
-Table = dict[str, np.ndarray]
+from vdt.diffusion.solvers import METHODS, coefficients
 
 
 @dataclasses.dataclass(unsafe_hash=True)  # compiled functions are cached by it
@@ -36,6 +28,10 @@ class Sampler:
   0 = deterministic. Later steps can then mend what earlier ones got wrong. guidance_scale: 1 = off. guidance_interval:
   the diffusion times between which guidance acts. guidance: conditions with scales of their own, see `guided`, say
   (("text", 5.0), ("label", 2.0)).
+  given: what becomes of what was given. "given": the network sees it clean, and was trained so. Else the network is
+  told of nothing, as it may have been trained: "replacement" draws it at each step's level of noise, anew for each
+  step; "reconstruction" also moves the estimate of x0 so that it fits, by `given_weight`, w_r of Equation 7 of
+  arXiv:2204.03458, for a gradient through each network evaluation, about three times its cost.
   """
 
   method: str = "euler"
@@ -45,6 +41,8 @@ class Sampler:
   guidance_interval: tuple[float, float] = (0.0, 1.0)
   eta: float = 0.0
   guidance: tuple[tuple[str, float], ...] = ()
+  given: str = "given"
+  given_weight: float = 1.0
 
   def __post_init__(self):
     if self.method not in METHODS:
@@ -67,10 +65,21 @@ class Sampler:
       raise ValueError(f"sampler.guidance {self.guidance} names a condition twice")
     if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
       raise ValueError(f"sampler.guidance_interval is {self.guidance_interval}: two times in [0, 1], the earlier first")
+    if self.given not in inpainting.WAYS:
+      raise ValueError(f"unknown sampler.given {self.given!r}: choose from {', '.join(inpainting.WAYS)}")
+    if not (self.given_weight >= 0 and math.isfinite(self.given_weight)):
+      raise ValueError(f"sampler.given_weight is {self.given_weight}: take 0 for none, or more")
+    if self.given_weight != 1 and self.given != "reconstruction":
+      raise ValueError(f"sampler.given_weight with given {self.given}: it is that of reconstruction alone")
 
   def check(self, diffusion: Any) -> None:
-    """ValueError where the diffusion cannot be sampled in so many steps."""
+    """ValueError where the diffusion cannot be sampled in so many steps, or not without a word of what was given."""
     diffusion.grid(self.steps)
+    if diffusion.anomaly and self.given != "given":
+      raise ValueError(
+        f"sampler.given {self.given} with diffusion.anomaly: differences from what was given are not to be made by a "
+        f"network that is told of nothing given"
+      )
 
   def title(self, task: str) -> str:
     """What a row of samples is called."""
@@ -92,8 +101,11 @@ class Sampler:
 
     `diffusion` is a `vdt.diffusion.path.Path`. A video is a function of its own key alone.
     """
-    hidden = 1.0 - cond["given"]
-    start, absolute = diffusion.relative(x_given, cond["given"])
+    self.check(diffusion)
+    given, told = cond["given"], self.given == "given"
+    cond = cond if told else {**cond, "given": jnp.zeros_like(given)}
+    hidden = 1.0 - cond["given"]  # what the solver moves
+    start, absolute = diffusion.relative(x_given, given)
     network = guided(denoise, self.guidance_scale, self.guidance_interval, self.guidance)
 
     def noise(number: jax.Array | int) -> jax.Array:
@@ -102,14 +114,28 @@ class Sampler:
 
     def estimate(x: jax.Array, time: jax.Array, alpha: jax.Array, sigma: jax.Array) -> tuple:
       """x0, the noise, and what the network says of the variance."""
-      t = frame_times(jnp.full(x.shape[0], time), cond["given"])
-      raw, extra = diffusion.parts(network(x, time, t, cond).astype(jnp.float32), x.shape[-1])
-      return *predictions.split(diffusion.prediction, raw, x, alpha, sigma), extra
+
+      def from_network(x: jax.Array) -> tuple:
+        t = frame_times(jnp.full(x.shape[0], time), cond["given"])
+        raw, extra = diffusion.parts(network(x, time, t, cond).astype(jnp.float32), x.shape[-1])
+        x0, eps = predictions.split(diffusion.prediction, raw, x, alpha, sigma)
+        return x0, (eps, extra)
+
+      if told:
+        x0, (eps, extra) = from_network(x)
+        return x0, eps, extra
+      weight = self.given_weight if self.given == "reconstruction" else 0.0
+      x0, (_, extra) = inpainting.reconstructed(from_network, x, start, given, alpha, weight)
+      return *predictions.split("x0", x0, x, alpha, sigma), extra
 
     def renoised(x: jax.Array, row: dict) -> jax.Array:
-      if not self.churn:
-        return x  # numbers past the steps': other noise than the steps themselves draw
-      return jnp.where(hidden > 0, row["churn_x"] * x + row["churn_noise"] * noise(row["number"] + self.steps), x)
+      """What a step begins with. Its numbers lie past the steps': other noise than they draw."""
+      if self.churn:
+        churned = row["churn_x"] * x + row["churn_noise"] * noise(row["number"] + self.steps)
+        x = jnp.where(hidden > 0, churned, x)
+      if told:
+        return x
+      return inpainting.replaced(x, noise(row["number"] + 2 * self.steps), start, given, row["alpha"], row["sigma"])
 
     def heun(x: jax.Array, row: dict, last: bool = False) -> tuple[jax.Array, None]:
       """In y = x / (alpha + sigma), a straight path over u = sigma / (alpha + sigma); at time 0 no second slope."""
@@ -149,77 +175,4 @@ class Sampler:
       past = jnp.zeros_like(x)
       memory = {"dpm++": 1, "unipc": 2}.get(self.method, 0)
       (x, _, _), _ = jax.lax.scan(linear, (x, x, (past,) * memory), rows)
-    return jnp.where(hidden > 0, absolute(x), x_given)
-
-
-def coefficients(sampler: Sampler, diffusion: Any) -> dict[str, jax.Array]:
-  """For each step its times and levels, and what the video and the estimates of x0 are multiplied by.
-
-  Computed in float64, handed on in float32.
-  """
-  times = np.asarray(diffusion.grid(sampler.steps), np.float64)
-  time, after = times[:-1], times[1:]
-  rows: Table = {"number": np.arange(1, len(times)), "after": after}
-  alpha, sigma = diffusion.levels(time)
-  if sampler.churn:
-    with np.errstate(divide="ignore"):
-      time = diffusion.inverse((1 + sampler.churn) * sigma / alpha)
-    before, (alpha, sigma) = (alpha, sigma), diffusion.levels(time)
-    keep = np.divide(alpha, before[0], out=np.ones_like(alpha), where=before[0] > 0)
-    rows |= {"churn_x": keep, "churn_noise": np.sqrt(np.maximum(sigma**2 - (keep * before[1]) ** 2, 0))}
-  alpha_after, sigma_after = diffusion.levels(after)
-  rows |= dict(time=time, alpha=alpha, sigma=sigma, alpha_after=alpha_after, sigma_after=sigma_after)
-  if sampler.method == "heun":
-    total, total_after = alpha + sigma, alpha_after + sigma_after
-    rows |= {"x": total_after / total, "slope": total_after * (sigma_after / total_after - sigma / total)}
-  else:
-    rows |= solver(sampler, alpha, sigma, alpha_after, sigma_after)
-  narrow = lambda column: column.astype(np.int32 if column.dtype.kind == "i" else np.float32)
-  return {name: jnp.asarray(column if column.dtype == bool else narrow(column)) for name, column in rows.items()}
-
-
-def solver(
-  sampler: Sampler, alpha: np.ndarray, sigma: np.ndarray, alpha_after: np.ndarray, sigma_after: np.ndarray
-) -> Table:
-  """The coefficients of one-step and multi-step solvers; the last step, to no noise, is of first order."""
-  least, most = variances(alpha, sigma, alpha_after, sigma_after)
-  eta = {"ddpm": 1.0}.get(sampler.method, sampler.eta)
-  noise = eta * np.sqrt(least)
-  keep = np.sqrt(sigma_after**2 - noise**2) / sigma
-  rows = {"x": keep, "x0": alpha_after - alpha * keep, "noise": noise}
-  if sampler.method == "ddpm":
-    rows["wider"] = np.log(np.divide(most, least, out=np.ones_like(least), where=least > 0))
-  if sampler.method not in ("dpm++", "unipc"):
-    return rows
-  with np.errstate(divide="ignore"):
-    half = np.log(np.append(alpha, alpha_after[-1])) - np.log(np.append(sigma, sigma_after[-1]))  # half the log SNR
-  h, gain, count = np.diff(half), rows["x0"].copy(), len(alpha)
-  second = np.arange(count) >= 1  # steps of second order: they have a step before, and do not end at no noise
-  second &= np.isfinite(h)
-  second[1:] &= np.isfinite(h[:-1])
-  with np.errstate(invalid="ignore"):
-    ratio = np.where(second, np.append(0.0, h[:-1]) / h, 1.0)  # of the step before to this one
-  # Equation 13 of arXiv:2211.01095: x0 is extrapolated by half a step.
-  back = np.where(second, -gain / (2 * ratio), 0.0)
-  rows |= {"x0": gain - back, "x1": back}
-  if sampler.method == "unipc":
-    # Algorithm 5 of arXiv:2302.04867: once x0 is known at the end of a step, that step is taken again with it.
-    one, two = np.zeros(count), np.full(count, 0.5)
-    for k in np.flatnonzero(second):
-      one[k], two[k] = corrector(-h[k], -ratio[k])
-    fix = {"fix_x": rows["x"], "fix_0": gain * two, "fix_1": gain * (1 - one - two), "fix_2": gain * one}
-    rows |= {name: np.append(0.0, column[:-1]) for name, column in fix.items()}  # of the step before
-    rows["fixes"] = np.arange(count) > 0
-  return rows
-
-
-def corrector(h: float, ratio: float) -> tuple[float, float]:
-  """UniPC-2's weights of the differences of x0, two steps back and one on, from x0 at the step's beginning.
-
-  h: minus the step in half log SNR; ratio: where the point before lies, in steps, negative. Equation 8 with B2.
-  """
-  first = np.expm1(h) / h - 1
-  second = first / h - 0.5
-  wanted = np.array([first, 2 * second]) / np.expm1(h)
-  rho = np.linalg.solve(np.array([[1.0, 1.0], [ratio, 1.0]]), wanted)
-  return float(rho[0] / ratio), float(rho[1])
+    return jnp.where(given > 0, x_given, absolute(x))
