@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from short import get_config
 
+from vdt import checkpoint
 from vdt.checkpoint import Checkpointer
 from vdt.diffusion import Gaussian, RectifiedFlow, Sampler, Tasks
 from vdt.evals.features import VGG
 from vdt.evals.fvd import FVD
 from vdt.evals.val_loss import ValLoss
 from vdt.judge import LEAST, PATIENCE
-from vdt.train import Stop, train
+from vdt.sharding import path_name
+from vdt.train import Stop, first_state, train
 from vdt.workdirs import claim, refuse_another
 from vdt.writer import TIMINGS, read_rows
 
@@ -176,3 +178,42 @@ def test_a_start_that_saved_nothing_may_be_corrected(tmp_path, data_dir):
   made.model.depth = 2
   with pytest.raises(ValueError, match=r"holds a run of another config \(model.depth 4 -> 2\)"):
     train(made, str(tmp_path))
+
+
+def test_a_model_of_images_goes_on_as_one_of_videos(tmp_path, data_dir):
+  """At first it makes of each frame what it made of the image; frozen, it learns in its new attentions alone."""
+  images = config(data_dir, (), 2)
+  images.data = dataclasses.replace(images.data, frames=1)
+  images.model = dataclasses.replace(images.model, pattern=(("space",),), positions="rope+places")
+  images.diffusion, images.tasks = RectifiedFlow(), Tasks()
+  state = train(images, str(tmp_path / "images"))
+  videos = dataclasses.replace(images, init_from=str(tmp_path / "images"), freeze="^(?!.*attention/1/)")
+  videos.data = dataclasses.replace(images.data, frames=8)
+  videos.model = dataclasses.replace(images.model, pattern=(("space", "time"),))
+  _, image_network = images.layout()
+  _, network = videos.layout()
+  new = lambda: checkpoint.new_state(network, videos.optimizer.build(), 0, jax.random.key(1))
+  first = first_state(videos, new)
+  noised = jax.tree.map(lambda leaf: leaf + 0.1, state.ema)  # else its zeros make nothing of anything
+  both = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf if "attention/1/" in path_name(path) else leaf + 0.1, first.params
+  )
+  x, t = jax.random.normal(jax.random.key(0), (2, 8, 16, 16, 3)), jnp.linspace(0.1, 0.9, 16).reshape(2, 8)
+  cond = {"given": jnp.zeros((2, 8, 16, 16, 1)), "label": jnp.array([3, 4]), "null": {}}
+  apart = {"given": jnp.zeros((16, 1, 16, 16, 1)), "label": jnp.repeat(cond["label"], 8), "null": {}}
+  frames = image_network.apply(noised, x.reshape(16, 1, 16, 16, 3), t.reshape(16, 1), apart)
+  whole = network.apply(both, x, t, cond)
+  assert np.abs(whole).max() > 0.1
+  np.testing.assert_allclose(whole, frames.reshape(whole.shape), atol=1e-5)
+
+  trained = train(videos, str(tmp_path / "videos"))
+  moved = jax.tree_util.tree_map_with_path(
+    lambda path, a, b: (path_name(path), bool((np.asarray(a) != np.asarray(b)).any())), first.params, trained.params
+  )
+  moved = dict(jax.tree.leaves(moved, is_leaf=lambda leaf: isinstance(leaf, tuple)))
+  assert {name for name, changed in moved.items() if changed} <= {name for name in moved if "attention/1/" in name}
+  assert any(moved.values())
+  for wrong, message in {"(": "no regular expression", "nothing": "none of the parameters", ".": "all of them"}.items():
+    videos.freeze = wrong
+    with pytest.raises(ValueError, match=message):
+      train(videos, str(tmp_path / "wrong"))

@@ -1,6 +1,7 @@
 """An experiment's config and the protocols of its parts. Every part builds itself, beside its own code."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -184,8 +185,9 @@ class Config:
   warmed up as min(ema, (1 + step) / (10 + step)). averages: relative lengths of power-function averages that every
   save stores for good, from which `--ema` makes one of any length, say (0.05, 0.1). micro_batches: the parts in which
   a batch is worked off, one after the other, to need less memory; noise and times stay the batch's. init_from: a
-  workdir whose average weights start this run. autoencoder: where that of the data's latents is, as
-  `vdt.autoencoder.load` takes it; "" of pixels. spike: a step whose loss or gradient norm is so many times its median
+  workdir whose average weights start this run. freeze: a regular expression, of the paths of parameters that stay as
+  they are, say "^(?!.*attention/1/)" for all but each block's second attention. autoencoder: where that of the data's
+  latents is, as `vdt.autoencoder.load` takes it; "" of pixels. spike: a step whose loss or gradient norm is so many times its median
   over the last 20 logged steps is recorded with its clips; 0: none is. roll_back: after one, the run goes back to its
   newest regular save and leaves out the steps since. profile: "A:B" traces the steps after A, up to B. hang_after:
   seconds without a finished step after which a process ends itself, to be restarted. topology: the pod slice that the
@@ -211,6 +213,7 @@ class Config:
   save_every: int = 1_000
   keep: int = 3
   init_from: str = ""
+  freeze: str = ""
   autoencoder: str = ""
   profile: str = ""
   spike: float = 0.0
@@ -248,6 +251,10 @@ class Config:
       self.text.check(self.model)
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
+    try:
+      re.compile(self.freeze)
+    except re.error as error:
+      raise ValueError(f"config.freeze {self.freeze!r} is no regular expression: {error}") from None
     if self.profile:
       try:
         first, last = (int(part) for part in self.profile.split(":"))

@@ -49,3 +49,18 @@ def put(batch: dict, mesh: jax.sharding.Mesh) -> dict:
   """This host's part of a batch to device arrays, split over data x fsdp."""
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), batch)
+
+
+def without(updates: Any, freeze: str) -> Any:
+  """Updates of parameters, zero where a parameter's path matches."""
+  stays = lambda path: re.search(freeze, path_name(path))
+  return jax.tree_util.tree_map_with_path(lambda path, x: jax.numpy.zeros_like(x) if stays(path) else x, updates)
+
+
+def check_frozen(params: Any, freeze: str) -> None:
+  """ValueError where all parameters match, or none."""
+  names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  if freeze and len(matched := [name for name in names if re.search(freeze, name)]) in (0, len(names)):
+    raise ValueError(
+      f"config.freeze {freeze!r} matches {'all of them' if matched else 'none of the parameters'}: {', '.join(names[:8])}, ..."
+    )

@@ -49,6 +49,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     ):
       told = conditions.of(config, workdir, new=True)
       like = sharding.place(jax.eval_shape(new_state), mesh)
+      sharding.check_frozen(like.params, config.freeze)
       placed = jax.tree.map(lambda leaf: leaf.sharding, like)
       begin = partial(first_state, config, jax.jit(new_state, out_shardings=placed))
       state = checkpoints.restore_or(begin, like)
@@ -131,6 +132,8 @@ def make_update(config: Config, network: Any, optimizer: optax.GradientTransform
   def update(state: State, batch: dict) -> tuple[State, dict]:
     loss, grads = gradients(state.params, inputs(config, train_key, state.step, batch))
     updates, opt = optimizer.update(grads, state.opt, state.params)
+    if config.freeze:
+      updates = sharding.without(updates, config.freeze)
     rate = config.optimizer.schedule(state.step)
     params = jax.tree.map(lambda param, change: param + rate * change, state.params, updates)
     decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))

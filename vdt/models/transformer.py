@@ -16,7 +16,7 @@ from vdt.models.layers import DENSE, MLP, MODULATIONS, Dense, Residual, TimeEmbe
 from vdt.models.text import T5Config, T5Encoder
 
 TEXT = "text"  # an axis that is not the video's own
-POSITIONS = ("rope", "sincos", "rope+sincos", "late sincos")
+POSITIONS = ("rope", "sincos", "rope+sincos", "late sincos", "rope+places")
 REMAT: dict[str, Callable] = {
   "none": lambda body: body,
   "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
@@ -60,8 +60,11 @@ class TransformerConfig:
   remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
   parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds
   tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds that of time
-  before the second block (Latte's). given: whether the mask of what was given is a channel more of the input; without
-  it a frame's time of 0 says so. variance: whether as many channels more come out. discrete: see `TimeEmbedding`.
+  before the second block (Latte's); "rope+places" turns, and adds that of places in a frame alone: with it, a model of
+  images (pattern (("space",),), say) goes on by `init_from` as one of videos whose attentions over time are new, and
+  which makes at first of each frame what it made of the image. given: whether the mask of what was given
+  is a channel more of the input; without it a frame's time of 0 says so. variance: whether as many channels more come
+  out. discrete: see `TimeEmbedding`.
   """
 
   depth: int = 12
@@ -335,12 +338,12 @@ class VideoDiT(nnx.Module):
     tokens = rearrange(seen, "b (f p) (h q) (w r) c -> b f (h w) (p q r c)", p=pf, q=ph, r=pw)
     tokens = self.embed(tokens.astype(config.dtype))
     late = None
-    if "sincos" in config.positions:
+    if config.positions != "rope":
       places, times = (jnp.asarray(x, tokens.dtype) for x in positions.sincos_tables(cells, config.width))
       tokens += places[None, None]
       if config.positions.startswith("late"):
         late = times
-      else:
+      elif config.positions != "rope+places":
         tokens += times[None, :, None]
     time = self.time(t[:, ::pf])
     if config.classes:
