@@ -213,7 +213,11 @@ def test_a_model_of_images_goes_on_as_one_of_videos(tmp_path, data_dir):
   moved = dict(jax.tree.leaves(moved, is_leaf=lambda leaf: isinstance(leaf, tuple)))
   assert {name for name, changed in moved.items() if changed} <= {name for name in moved if "attention/1/" in name}
   assert any(moved.values())
-  for wrong, message in {"(": "no regular expression", "nothing": "none of the parameters", ".": "all of them"}.items():
+  for wrong, message in {
+    "(": "no regular expression",
+    "nothing": "none of the parameters",
+    ".": "all of the parameters",
+  }.items():
     videos.freeze = wrong
     with pytest.raises(ValueError, match=message):
       train(videos, str(tmp_path / "wrong"))

@@ -187,9 +187,10 @@ class Config:
   a batch is worked off, one after the other, to need less memory; noise and times stay the batch's. init_from: a
   workdir whose average weights start this run. freeze: a regular expression, of the paths of parameters that stay as
   they are, say "^(?!.*attention/1/)" for all but each block's second attention. autoencoder: where that of the data's
-  latents is, as `vdt.autoencoder.load` takes it; "" of pixels. spike: a step whose loss or gradient norm is so many times its median
-  over the last 20 logged steps is recorded with its clips; 0: none is. roll_back: after one, the run goes back to its
-  newest regular save and leaves out the steps since. profile: "A:B" traces the steps after A, up to B. hang_after:
+  latents is, as `vdt.autoencoder.load` takes it; "" of pixels. spike: a step whose loss or gradient norm is so many
+  times its median over the last 20 logged steps is recorded with its clips; 0: none is. roll_back: after one, the run
+  goes back to its newest regular save and leaves out the steps since. profile: "A:B" traces the steps after A, up to B.
+  hang_after:
   seconds without a finished step after which a process ends itself, to be restarted. topology: the pod slice that the
   experiment is meant for, which `vdt plan` checks it on, say "v5e:16x16".
   """

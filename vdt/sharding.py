@@ -61,6 +61,5 @@ def check_frozen(params: Any, freeze: str) -> None:
   """ValueError where all parameters match, or none."""
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   if freeze and len(matched := [name for name in names if re.search(freeze, name)]) in (0, len(names)):
-    raise ValueError(
-      f"config.freeze {freeze!r} matches {'all of them' if matched else 'none of the parameters'}: {', '.join(names[:8])}, ..."
-    )
+    few = ", ".join(names[:8])
+    raise ValueError(f"config.freeze {freeze!r} matches {'all' if matched else 'none'} of the parameters: {few}, ...")

@@ -6,7 +6,13 @@ Two runs of the demo of experiments/bouncing.py, one core and some ten minutes e
 used. "generation" is trained to make whole clips and is never given a frame; "learned" is trained to go on with clean
 ones. Held-out clips are then continued from 3 frames to 8, by both, from the same noise: for each way, the distance in
 px between a ball's centre in a frame to be made and in the true one, averaged, with its 95 % interval over clips, and
-the share of such frames in which a ball is seen at all (where none is, the middle of the picture stands for it).
+the share of such frames in which a ball is seen at all (where none is, the middle of the picture stands for it). Arms
+and weights may be measured one after the other: what the file has of as many clips stays.
+
+Measured (results/given_guidance.json), 64 clips, one seed, 32 steps of "ddpm", px (95 % interval): replacement 4.05
+(3.58, 4.54); reconstruction with a weight of 1 3.38, 4 2.57, 10 2.26 (1.99, 2.54), 25 1.96 (1.70, 2.22), 50 2.03;
+learned context 0.31 (0.27, 0.35); copy-last 3.04, linear extrapolation 2.34 (2.17, 2.53). Asked for were at most 0.6 of
+replacement's error: 0.56 at 10, 0.48 at 25, the best weight being chosen on these same clips.
 """
 
 import argparse
@@ -20,7 +26,7 @@ import jax
 import numpy as np
 
 from experiments import bouncing
-from vdt import cli
+from vdt import cli, conditions
 from vdt.config import Config
 from vdt.diffusion import Sampler, Tasks
 from vdt.evals import first, pixels
@@ -29,7 +35,7 @@ from vdt.evals.tracking import THRESHOLD
 from vdt.sample import generate, load
 
 RESULTS = Path(__file__).parent / "results" / "given_guidance.json"
-GIVEN, STEPS, WEIGHTS = 3, 32, (1.0, 4.0, 10.0, 25.0)
+GIVEN, STEPS, WEIGHTS = 3, 32, (1.0, 4.0, 10.0, 25.0, 50.0)
 
 
 def get_config(variant: str = "generation") -> Config:
@@ -64,14 +70,15 @@ def sampled(workdir, arm, count, samplers):
   """The truth, and how each of `samplers` continues it."""
   config = get_config(arm)
   folder = os.path.join(workdir, arm)
-  cli.main(["train", f"--config={__file__}:{arm}", f"--workdir={folder}"])
+  if not os.path.exists(os.path.join(folder, "report.html")):  # the last that training writes
+    cli.main(["train", f"--config={__file__}:{arm}", f"--workdir={folder}"])
   mesh, network, params, _ = load(config, folder)
   clips = first(dataclasses.replace(config.data, split="test"), count)
   truth, plan = pixels(clips["video"]), dict(task="prediction", given_frames=GIVEN)
   for name, sampler in samplers.items():
     config.sampler = sampler
     with jax.set_mesh(mesh):
-      yield name, truth, generate(config, network, params, truth, np.full(count, -1), **plan)
+      yield name, truth, generate(config, network, params, truth, conditions.absent(config, count), **plan)
 
 
 def main():
@@ -92,6 +99,9 @@ def main():
     "learned": {"learned context": way()},
   }
   found = {"clips": options.count, "steps": STEPS, "error px": {}, "low": {}, "high": {}, "seen": {}}
+  if options.json.exists():  # arms and weights may be measured one after the other
+    there = json.loads(options.json.read_text())
+    found = there if all(there[key] == found[key] for key in ("clips", "steps")) else found
 
   def add(name, truth, centre, seen):
     error = np.linalg.norm(centre - truth, axis=-1)[:, GIVEN:].mean(1)
@@ -103,7 +113,7 @@ def main():
   for arm in options.arms:
     for name, videos, made in sampled(options.workdir, arm, options.count, samplers[arm]):
       truth, there = centres(videos)
-      if "copy-last" not in found["seen"]:
+      if name in ("replacement", "learned context"):
         steps = np.maximum(np.arange(truth.shape[1]) - GIVEN + 1, 0)[None, :, None]
         last, before = truth[:, GIVEN - 1, None], truth[:, GIVEN - 2, None]
         add("copy-last", truth, np.broadcast_to(last, truth.shape), there)
@@ -116,7 +126,7 @@ def main():
     found["best"] = {"name": best, "of replacement": round(errors[best] / errors["replacement"], 3)}
     print(f"{best}: {found['best']['of replacement']:.2f} of replacement's error, at most 0.6 is asked for")
   options.json.write_text(json.dumps(found, indent=2) + "\n")
-  return found.get("best", {}).get("of replacement", 0.0) <= 0.6
+  return found.get("best", {}).get("of replacement", 0.0) <= 0.6  # the gate
 
 
 if __name__ == "__main__":

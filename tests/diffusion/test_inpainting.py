@@ -45,7 +45,7 @@ def ways(method, steps, weights, **more):
 
 def test_a_gaussian_with_known_condition():
   """Exact are a mean of 1.425 and a deviation of 0.312: replacement falls short of the mean, too much weight overshoots
-  and collapses. Within four standard errors of what an independent loop over matrices gave for as many steps."""
+  and collapses. Within four standard errors of what an independent loop over matrices gave in as many steps."""
   found = [second_frame(COSINE, sampler) for sampler in ways("ddpm", 256, (1.0, 2.0, 5.0, 10.0))]
   wanted = [(1.085, 0.428), (1.270, 0.345), (1.386, 0.292), (1.532, 0.217), (1.575, 0.180)]
   error = np.array([each[1] for each in wanted]) / SIDE
