@@ -1,6 +1,6 @@
 r"""What given frames are worth to a model that was trained without any: replacement, and reconstruction guidance.
 
-  python experiments/benchmarks/given_guidance.py [--workdir runs/given_guidance] [--count 64] [--json FILE]
+  python -m experiments.benchmarks.given_guidance [--workdir runs/given_guidance] [--count 64] [--json FILE]
 
 Two runs of the demo of experiments/bouncing.py, one core and some ten minutes each; a run that is there goes on, or is
 used. "generation" is trained to make whole clips and is never given a frame; "learned" is trained to go on with clean

@@ -1,6 +1,6 @@
 """What each lever does to the estimated step of the XL model: kernels, remat, micro-batches, mesh, heads.
 
-  python experiments/benchmarks/levers.py [--json FILE]
+  python -m experiments.benchmarks.levers [--json FILE]
 
 `vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip, with
 one thing changed at a time. Prints a table and writes JSON after each row. Compiled programs are kept with the plans:
