@@ -4,7 +4,7 @@ r"""A ball under gravity, bouncing, in four colours: does a factorized transform
   vdt train --config experiments/bouncing.py:tiny --workdir runs/tiny
 
 Variants: full (16 frames of 64 x 64, bfloat16, for an accelerator), demo (8 frames of 16 x 16, minutes on two CPU
-cores), tiny (the demo's shape, seconds, learns little).
+cores), tiny (the demo's shape, seconds, learns little), plans (the demo's, trained for all plans of what is given).
 
 Measured, demo, one run on two CPU cores, its own 256 samples (results/bouncing_demo.json): intact 0.980, trajectory
 residual 0.09 px, gravity 0.3505 px/frame^2 against 0.3500 on real clips. The sampler's steps and churn were chosen by
@@ -20,6 +20,7 @@ from vdt.evals.leakage import Leakage
 from vdt.evals.memorisation import Memorisation
 from vdt.evals.motion import Motion
 from vdt.evals.physics import Physics
+from vdt.evals.plans import Plans
 from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
 
@@ -50,7 +51,7 @@ def get_config(variant: str = "full") -> Config:
         "leakage": Leakage(),
         **{f"physics_{split}": Physics(128, split=split, **prediction) for split in ("test", "combinatorial", "ood")},
       }
-    case "demo" | "tiny":
+    case "demo" | "tiny" | "plans":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=16)
       # What "dots" saves in memory traffic is worth more than what it computes again.
       small = dict(pattern=(("space", "time"),), remat="dots", dtype="float32")
@@ -60,6 +61,10 @@ def get_config(variant: str = "full") -> Config:
       config.ema = 0.99
       config.steps, config.log_every, config.save_every = 3_000, 10, 500
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
+      if variant == "plans":
+        each = dict(prediction=2.0, backward=1.0, interpolation=1.0, single_frame=1.0, keyframes=1.0, completion=1.0)
+        config.tasks = Tasks(generation=1.0, **each)
+        config.evals = {"plans": Plans()}
       if variant == "tiny":
         config.model.width, config.model.heads = 32, 1
         config.data.batch_size = 8

@@ -14,6 +14,7 @@ from etils import epath
 from vdt import conditions, distributed, space
 from vdt.conditions import Conditions, absent
 from vdt.config import Config
+from vdt.diffusion import given as plans
 from vdt.distributed import in_chunks
 from vdt.evals import Run, Table, card, first, pixels
 from vdt.sample import generate, load
@@ -46,13 +47,20 @@ def evaluate(
     split: str = "test",
     repeats: int = 1,
     given_frames: int | None = None,
+    paste: bool = True,
   ) -> np.ndarray:
-    return sampled(count, task, split, repeats, given_frames)  # cached, however the arguments are written
+    return sampled(count, task, split, repeats, given_frames, paste)  # cached, however the arguments are written
+
+  def given(count: int, task: str, split: str = "test", given_frames: int | None = None) -> np.ndarray:
+    like = clips(split)
+    k_mask, _ = jax.random.split(jax.random.key(seed))  # as `generate` has it
+    patch_frames = config.model.patch[0] if between.autoencoder is None else 1
+    return np.asarray(plans.plan(task, k_mask, (count, like.frames, *like.size), patch_frames, given_frames))
 
   @functools.cache
-  def sampled(count: int, task: str, split: str, repeats: int, given_frames: int | None) -> np.ndarray:
-    rows, like = first(data(split), count), clips(split)
-    shape = (count * repeats, like.frames, *like.size)
+  def sampled(count: int, task: str, split: str, repeats: int, given_frames: int | None, paste: bool) -> np.ndarray:
+    rows = first(data(split), count)
+    mask = between.mask(np.repeat(given(count, task, split, given_frames), repeats, axis=0))
     videos = generate(
       config,
       network,
@@ -60,9 +68,9 @@ def evaluate(
       pixels(np.repeat(rows["video"], repeats, axis=0)),
       jax.tree.map(lambda each: np.repeat(each, repeats, axis=0), told.told(rows)),
       task=task,
-      given_frames=given_frames if between.autoencoder is None else None,
-      given=between.plan(task, seed, shape, given_frames),
+      given=mask,
       seed=seed,
+      paste=paste,
     )
     videos = between.to_pixels(videos)
     return videos.reshape(count, repeats, *videos.shape[1:])
@@ -77,7 +85,15 @@ def evaluate(
 
   inputs = data if between.autoencoder else None
   run = Run(
-    losses, config.model.patch[0], clips, sample, each_row, reconstruct=reconstruct, inputs=inputs, told=told.told
+    losses,
+    config.model.patch[0],
+    clips,
+    sample,
+    each_row,
+    reconstruct=reconstruct,
+    inputs=inputs,
+    told=told.told,
+    given=given,
   )
   return {name: each(run) for name, each in evals.items()}
 

@@ -132,7 +132,7 @@ def lowered_sampling(config: Config, mesh: jax.sharding.Mesh, model: Any, params
     cond["given"] = rows(mesh, made, (*video[:-1], 1), "float32")
     cond["null"] = {name: rows(mesh, made, (), bool) for name in config.model.conditions}
     inputs = (rows(mesh, made, (2,), "uint32"), rows(mesh, made, video, "float32"), cond)
-    return make.lower(model.apply, config.diffusion, config.sampler, params, *inputs), made
+    return make.lower(model.apply, config.diffusion, config.sampler, True, params, *inputs), made
 
 
 def rows(mesh: jax.sharding.Mesh, count: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

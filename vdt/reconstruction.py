@@ -124,6 +124,8 @@ class Reconstruct:
     """What they depend on, line to value."""
     return {"sampler": "none: clips encoded to the mean of their latents, and decoded"}
 
-  def sample(self, objective: Any, autoencode: Callable, keys: Key[Array, " b"], clips: Video, cond: dict) -> Video:
+  def sample(
+    self, objective: Any, autoencode: Callable, keys: Key[Array, " b"], clips: Video, cond: dict, paste: bool = True
+  ) -> Video:
     """See `vdt.diffusion.Sampler.sample`."""
     return autoencode(clips)[0]

@@ -63,9 +63,10 @@ def generate(
   given_frames: int | None = None,
   given: Float[np.ndarray, "b f h w 1"] | None = None,
   seed: int = 0,
+  paste: bool = True,
 ) -> Float[np.ndarray, "b f h w c"]:
   """One video for each row of `clips`, which is kept where the task's plan, or `given`, says so. Pixels are in [-1, 1];
-  of a model of latents, both are latents (`vdt.space`).
+  of a model of latents, both are latents (`vdt.space`). paste: see `Sampler.sample`.
 
   cond: what else is told of each, as `Conditions.told` or `conditions.absent` has it. Sample i is a function of (seed,
   i) and of its own row alone. ValueError for a mask of another shape than the video's, and as
@@ -87,16 +88,16 @@ def generate(
     given = np.asarray(given_plans.whole_cells(jnp.asarray(given), patch_frames))
   keys = jax.vmap(partial(jax.random.fold_in, k_noise))(np.arange(len(clips)))
   inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), {**cond, "given": given})
-  made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, params), inputs)
+  made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, paste, params), inputs)
   return np.clip(made, -1.0, 1.0) if config.model.channels == 3 else made
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def make(
-  apply: Any, diffusion: Any, sampler: Any, params: Any, keys: jax.Array, clips: jax.Array, cond: dict
+  apply: Any, diffusion: Any, sampler: Any, paste: bool, params: Any, keys: jax.Array, clips: jax.Array, cond: dict
 ) -> jax.Array:
   """A video for each of `keys`, compiled once for each network, diffusion and sampler."""
-  return sampler.sample(diffusion, partial(apply, params), jax.random.wrap_key_data(keys), clips, cond)
+  return sampler.sample(diffusion, partial(apply, params), jax.random.wrap_key_data(keys), clips, cond, paste)
 
 
 def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:

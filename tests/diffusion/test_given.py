@@ -79,3 +79,12 @@ def test_the_loss_sees_only_what_was_not_given_and_is_normalised_by_it():
       "the network sees what was given, clean, and the rest noised"
     )
     assert ((t == 0) == (given.min(axis=(2, 3, 4)) == 1)).all()
+
+
+def test_keyframes_are_evenly_spread():
+  frames = lambda f, count: np.flatnonzero(
+    plan("keyframes", jax.random.key(0), (1, f, 2, 2), 1, count)[0, :, 0, 0, 0]
+  ).tolist()
+  assert frames(16, 4) == [0, 4, 8, 12] and frames(8, 2) == [0, 4] and frames(9, 4) == [0, 3, 6]
+  drawn = np.asarray(plan("keyframes", jax.random.key(0), (200, 8, 2, 2)))[:, :, 0, 0, 0]
+  assert (drawn[:, 0] == 1).all() and {*drawn.sum(1).tolist()} <= {2.0, 3.0, 4.0} and len({*drawn.sum(1).tolist()}) > 1

@@ -179,3 +179,15 @@ def test_times():
   assert grid[0] == 1 and grid[-1] == 0 and (np.diff(grid) < 0).all() and grid[5] == pytest.approx(2 / 3)
   logits = jax.scipy.special.logit(RectifiedFlow(mean=-0.5, std=0.8).times(jax.random.key(0), 20_000))
   assert (float(logits.mean()), float(logits.std())) == pytest.approx((-0.5, 0.8), abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "ddpm", "dpm++", "unipc"])
+def test_without_pasting_the_rest_is_the_same_and_what_was_given_is_the_networks(method):
+  x0 = jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 3))
+  given = plan("prediction", jax.random.key(2), x0.shape[:4], 1, 2)
+  pasted, raw = (
+    Sampler(method, 4).sample(RectifiedFlow(), gaussian, KEYS[:2], x0, {"given": given}, paste)
+    for paste in (True, False)
+  )
+  np.testing.assert_allclose(np.where(given > 0, 0, pasted), np.where(given > 0, 0, raw), atol=1e-6)
+  assert (np.where(given > 0, raw == x0, False)).mean() < 0.1

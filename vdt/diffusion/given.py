@@ -60,6 +60,14 @@ def random_frames(key: Key[Array, ""], shape: Shape, count: int | None = None) -
   return _frames(rank < _count(k_count, 1, shape[0] - 1, count), shape)
 
 
+def keyframes(key: Key[Array, ""], shape: Shape, count: int | None = None) -> Mask:
+  """`count` frames are given, evenly spread, the first among them."""
+  k = _count(key, 2, shape[0] // 2, count)
+  index = jnp.arange(shape[0])
+  apart = -(-shape[0] // jnp.maximum(k, 1))
+  return _frames((index % apart == 0) & (index // apart < k), shape)
+
+
 def completion(key: Key[Array, ""], shape: Shape, count: int | None = None) -> Mask:
   """All but one rectangle, the same in every frame, is given; its sides are 1/4 to 3/4 of the picture's."""
   keys = jax.random.split(key, 4)
@@ -76,7 +84,7 @@ def completion(key: Key[Array, ""], shape: Shape, count: int | None = None) -> M
 
 TASKS: dict[str, Callable[..., Mask]] = {
   task.__name__: task
-  for task in (generation, prediction, backward, interpolation, single_frame, random_frames, completion)
+  for task in (generation, prediction, backward, interpolation, single_frame, random_frames, keyframes, completion)
 }
 
 
@@ -108,6 +116,7 @@ class Tasks:
   interpolation: float = 0.0
   single_frame: float = 0.0
   random_frames: float = 0.0
+  keyframes: float = 0.0
   completion: float = 0.0
 
   def __post_init__(self):

@@ -96,9 +96,16 @@ class Sampler:
     }
 
   def sample(
-    self, diffusion: Any, denoise: Callable, keys: Key[Array, " b"], x_given: Float[Array, "b f h w c"], cond: dict
+    self,
+    diffusion: Any,
+    denoise: Callable,
+    keys: Key[Array, " b"],
+    x_given: Float[Array, "b f h w c"],
+    cond: dict,
+    paste: bool = True,
   ) -> Float[Array, "b f h w c"]:
-    """One video for each key, exactly `x_given` where `cond["given"]` is 1.
+    """One video for each key, exactly `x_given` where `cond["given"]` is 1; without `paste`, what the last step makes
+    of that as well, from the network's estimate.
 
     `diffusion` is a `vdt.diffusion.path.Path`. A video is a function of its own key alone.
     """
@@ -129,6 +136,9 @@ class Sampler:
       x0, (_, extra) = inpainting.reconstructed(from_network, x, start, given, alpha, weight)
       return *predictions.split("x0", x0, x, alpha, sigma), extra
 
+    def kept(new: jax.Array, x: jax.Array, last: bool) -> jax.Array:
+      return new if last and not paste else jnp.where(hidden > 0, new, x)
+
     def renoised(x: jax.Array, row: dict) -> jax.Array:
       """What a step begins with. Its numbers lie past the steps': other noise than they draw."""
       if self.churn:
@@ -143,13 +153,13 @@ class Sampler:
       x = renoised(x, row)
       x0, eps, _ = estimate(x, row["time"], row["alpha"], row["sigma"])
       slope = eps - x0
-      move = lambda slope: jnp.where(hidden > 0, row["x"] * x + row["slope"] * slope, x)
+      move = lambda slope: kept(row["x"] * x + row["slope"] * slope, x, last)
       if not last:
         x0, eps, _ = estimate(move(slope), row["after"], row["alpha_after"], row["sigma_after"])
         slope = 0.5 * (slope + eps - x0)
       return move(slope), None
 
-    def linear(carry: tuple, row: dict) -> tuple[tuple, None]:
+    def linear(carry: tuple, row: dict, last: bool = False) -> tuple[tuple, None]:
       x, old, past = carry  # old: the video a step before; past: the estimates of x0 one and two steps before
       x = renoised(x, row)
       x0, _, extra = estimate(x, row["time"], row["alpha"], row["sigma"])
@@ -164,16 +174,20 @@ class Sampler:
         if extra is not None and self.method == "ddpm":  # Equation 15 of arXiv:2102.09672
           spread = row["noise"] * jnp.exp(0.25 * (extra + 1) * row["wider"])
         new += spread * noise(row["number"])
-      new = jnp.where(hidden > 0, new, x)
+      new = kept(new, x, last)
       return (new, x, (x0, *past)[: len(past)]), None
 
     rows = coefficients(self, diffusion)
     x = jnp.where(hidden > 0, noise(0), start)
+    but_last, last = ({name: column[part] for name, column in rows.items()} for part in (slice(-1), -1))
     if self.method == "heun":
-      x, _ = jax.lax.scan(heun, x, {name: column[:-1] for name, column in rows.items()})
-      x, _ = heun(x, {name: column[-1] for name, column in rows.items()}, last=True)
+      x, _ = jax.lax.scan(heun, x, but_last)
+      x, _ = heun(x, last, last=True)
     else:
-      past = jnp.zeros_like(x)
       memory = {"dpm++": 1, "unipc": 2}.get(self.method, 0)
-      (x, _, _), _ = jax.lax.scan(linear, (x, x, (past,) * memory), rows)
-    return jnp.where(given > 0, x_given, absolute(x))
+      carry = (x, x, (jnp.zeros_like(x),) * memory)
+      if paste:
+        (x, _, _), _ = jax.lax.scan(linear, carry, rows)
+      else:
+        (x, _, _), _ = linear(jax.lax.scan(linear, carry, but_last)[0], last, last=True)
+    return jnp.where(given > 0, x_given, absolute(x)) if paste else absolute(x)

@@ -18,8 +18,10 @@ class Run(NamedTuple):
   losses: `losses(x0, noise, t, cond)` to each video's loss (b,), x0 and noise (b f h w c), t (b,).
   patch_frames: the frames of a temporal patch.
   data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`, of pixels.
-  sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None)` to float32 videos in [-1, 1],
-    `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its arguments.
+  sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None, paste=True)` to float32 videos
+    in [-1, 1], `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split. Cached by its
+    arguments. paste: what is given is put where it belongs.
+  given: `given(count, task, split="test", given_frames=None)`, what of these clips is given (count f h w 1).
   map: `map(function, *inputs)` to `function` of the inputs' rows, which are independent, over all devices.
   reconstruct: `reconstruct(videos)`, what an autoencoder makes of videos in [-1, 1].
   how: what samples depend on beside the model and the clips, for cards.
@@ -36,6 +38,7 @@ class Run(NamedTuple):
   how: dict[str, Any] = {}
   inputs: Callable[[str], Any] | None = None
   told: Callable[[dict[str, np.ndarray]], dict[str, Any]] = lambda batch: {}
+  given: Callable[..., np.ndarray] | None = None
 
 
 class Eval(Protocol):
