@@ -68,7 +68,7 @@ class Sampler:
       raise ValueError(f"sampler.given_weight with given {self.given}: it is that of reconstruction alone")
 
   def check(self, diffusion: Any) -> None:
-    """ValueError where the diffusion cannot be sampled in so many steps, or not by a network that is told of nothing given."""
+    """ValueError where the diffusion cannot be sampled in so many steps, or by a network that is told of nothing."""
     diffusion.grid(self.steps)
     if diffusion.anomaly and self.given != "given":
       raise ValueError(
