@@ -102,6 +102,21 @@ def test_what_was_given_comes_out_and_what_was_not_decides_nothing(method, task)
   assert (made != sample(unguided, task=task)[0])[~given].any()
 
 
+def test_the_network_is_told_of_nothing():
+  """Neither by its mask nor by its times."""
+  told = []
+
+  def network(x, t, cond):
+    jax.debug.callback(lambda *each: told.append(tuple(map(float, each))), t.min(), t.max(), cond["given"].max())
+    return jnp.zeros_like(x)
+
+  given = {"given": plan("prediction", KEYS[0], CLIPS.shape[:4], 1, 2)}
+  made = Sampler("euler", 4, given="replacement").sample(RectifiedFlow(prediction="x0"), network, KEYS, CLIPS, given)
+  jax.block_until_ready(made)
+  jax.effects_barrier()
+  assert sorted(told) == [(t, t, 0.0) for t in (0.25, 0.5, 0.75, 1.0)]
+
+
 def test_no_weight_is_replacement():
   replaced = sample(Sampler("heun", 4, churn=0.3, given="replacement"))[0]
   weight = lambda weight: sample(Sampler("heun", 4, churn=0.3, given="reconstruction", given_weight=weight))[0]
