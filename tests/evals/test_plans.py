@@ -42,7 +42,7 @@ def test_the_truth_wins_and_what_is_wrong_shows():
   for name, row in found.items():
     assert row["samples"] == row["given, off"] == 0 and row["seam"] == 1, name
     assert row["before pasting"] == pytest.approx(0.1, rel=1e-4)
-    assert row["copy-last"] > 0 and (row["better"] > 0) == (name not in ("first and last", "keyframes"))
+    assert row["copy-last"] > 0 and (row["better"] > 1e-3) == (name not in ("first and last", "keyframes"))
   assert found["first and last"]["blend"] < 1e-4 < found["first and last"]["copy-last"], "a line is blended exactly"
 
   frozen = table(lambda truth, mask, paste: np.where(mask > 0, truth, truth[:, :1]))
@@ -61,6 +61,6 @@ def test_filling_in():
   hole = np.ones((5, 4, 4, 1))
   hole[:, 1:3, 1:3] = 0
   flat = np.full((5, 4, 4, 3), 0.5)
-  np.testing.assert_allclose(blended(flat, hole), 0.5, atol=0.01)
+  np.testing.assert_allclose(blended(flat, hole), 0.5, atol=0.02)
   np.testing.assert_array_equal(nearest(flat, hole), flat)
   assert seam(flat, hole) == 0 and seam(flat * hole, hole) > 0.05
