@@ -42,7 +42,7 @@ def test_the_truth_wins_and_what_is_wrong_shows():
   for name, row in found.items():
     assert row["samples"] == row["given, off"] == 0 and row["seam"] == 1, name
     assert row["before pasting"] == pytest.approx(0.1, rel=1e-4)
-    assert row["copy-last"] > 0 and (row["better"] > 1e-3) == (name not in ("first and last", "keyframes"))
+    assert row["copy-last"] > 0 and (row["better"] > 1e-3) == (name != "first and last")
   assert found["first and last"]["blend"] < 1e-4 < found["first and last"]["copy-last"], "a line is blended exactly"
 
   frozen = table(lambda truth, mask, paste: np.where(mask > 0, truth, truth[:, :1]))
