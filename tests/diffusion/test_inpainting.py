@@ -74,7 +74,7 @@ def test_every_method_is_guided_nearer(method, more):
 
 def mixing(x, t, cond):
   """A network in which everything depends on everything, and on its class, but a video on no other."""
-  shift = jnp.where(cond["null"], 0.0, 0.3)[:, None, None, None, None]
+  shift = jnp.where(cond["null"]["label"], 0.0, 0.3)[:, None, None, None, None]
   return jnp.tanh(x + jnp.roll(x, 1, 1) - jnp.roll(x, 1, 2) * x.mean((1, 2, 3, 4), keepdims=True) + shift)
 
 
@@ -83,7 +83,7 @@ CLIPS = jax.random.normal(jax.random.key(1), (3, 4, 4, 4, 2))
 
 def sample(sampler, keys=KEYS, clips=CLIPS, task="completion"):
   given = plan(task, jax.random.key(2), CLIPS.shape[:4])[: len(clips)]
-  cond = {"given": given, "null": jnp.zeros(len(clips), bool)}
+  cond = {"given": given, "null": {"label": jnp.zeros(len(clips), bool)}}
   made = jax.jit(lambda keys, clips: sampler.sample(RectifiedFlow(prediction="x0"), mixing, keys, clips, cond))
   return np.asarray(made(keys, clips)), np.asarray(jnp.broadcast_to(given > 0, CLIPS[: len(clips)].shape))
 
@@ -128,7 +128,7 @@ def test_no_weight_is_replacement():
 def test_equation_7():
   """Against its gradient written out; what was given is not moved, but known."""
   given = plan("completion", jax.random.key(2), CLIPS.shape[:4])
-  cond, xt = {"null": jnp.zeros(3, bool)}, jax.random.normal(KEYS[0], CLIPS.shape)
+  cond, xt = {"null": {"label": jnp.zeros(3, bool)}}, jax.random.normal(KEYS[0], CLIPS.shape)
   x0, rest = inpainting.reconstructed(lambda x: (mixing(x, None, cond), 5), xt, CLIPS, given, jnp.float32(0.4), 3.0)
   error = lambda x: (given * jnp.square(CLIPS - mixing(x, None, cond))).sum()
   wanted = mixing(xt, None, cond) - 3.0 * 0.4 / 2 * jax.grad(error)(xt)
