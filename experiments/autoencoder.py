@@ -46,7 +46,7 @@ def get_config(variant: str = "full") -> Config:
       shape = dict(frames=17, size=(64, 64), batch_size=4, flip=True, turn=True)
       config.data, config.steps = SimulatedClips(name="mixed64x17", **shape), 1_600
       if variant == "real":
-        config.data, config.steps = Clips(name="real_ae", **shape), 460
+        config.data, config.steps = Clips(name="real_ae", **shape), 900
         config.evals["fidelity"].count = 30  # all that experiments/real_clips_test.txt leaves
       config.model = VideoAutoencoder(latents=48, dtype="float32")
       config.diffusion = Reconstruction(error="l2", kl=1e-6, motion=2.0, still=0.25)
@@ -54,7 +54,7 @@ def get_config(variant: str = "full") -> Config:
       config.optimizer = Muon(lr=1e-2, warmup=20, decay=config.steps)
       config.ema = 0.99
       if variant == "real":  # it starts from the simulated run's weights
-        config.optimizer.lr, config.diffusion.motion, config.diffusion.still = 5e-3, 4.0, 0.3
+        config.optimizer.lr, config.diffusion.motion, config.diffusion.still = 5e-3, 6.0, 0.4
     case "tiny":
       config.data = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
       config.model = VideoAutoencoder(cell=(4, 2, 2), widths=(16, 32), blocks=(1, 1), latents=8, dtype="float32")

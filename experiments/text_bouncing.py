@@ -68,7 +68,7 @@ def get_config(variant: str = "full") -> Config:
         for each in config.evals.values():
           each.count = 8
           if isinstance(each, Prompts):
-            each.judged_by = 256
+            each.judged_by = 96
     case _:
       raise ValueError(f"unknown variant {variant!r}: choose full, demo or tiny")
   return config

@@ -151,11 +151,11 @@ def test_given_frames_of_the_wrong_size_or_number(capsys, run, tmp_path):
 def test_frames_for_a_whole_clip_stay_at_their_times_and_fewer_fill_what_is_given():
   from short import get_config
 
-  from vdt.sample import place
+  from vdt.request import Request, place
 
   whole = np.repeat(np.arange(8, dtype=np.uint8), 16 * 16 * 3).reshape(8, 16, 16, 3)
   for frames, expected in ((whole, [0, 1, 0, 0, 0, 0, 6, 7]), (whole[:4], [0, 1, 0, 0, 0, 0, 2, 3])):
-    videos, mask = place(frames, get_config(), "interpolation", 4, count=2, seed=0)
+    videos, mask = place(frames, get_config(), "interpolation", Request(given_frames=4), 2)
     assert videos[1, :, 0, 0, 0].tolist() == expected
     assert mask[1, :, 0, 0, 0].tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
 

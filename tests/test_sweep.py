@@ -108,7 +108,7 @@ class Seen(RectifiedFlow):
 
   def losses(self, denoise, x0, noise, t, cond):
     jax.debug.callback(
-      lambda *what: self.notes.append([np.asarray(each) for each in what]), x0, noise, t, *cond.values()
+      lambda *what: self.notes.append([np.asarray(each) for each in what]), x0, noise, t, *jax.tree.leaves(cond)
     )
     return super().losses(denoise, x0, noise, t, cond)
 

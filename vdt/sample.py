@@ -165,7 +165,7 @@ def sample_imported(
   wanted += [name for name in ("prompt", "prompts", "negative", "fps") if getattr(ask, name) is not None]
   if ask.task not in (None, "generation") or wanted:
     raise ValueError(
-      f"this model of latents is imported, and has neither clips here nor what reads captions: leave out "
+      f"this model of latents is imported, has no clips here and reads no captions: leave out "
       f"--{(wanted or ['task'])[0]}"
     )
   between, count = space.decoder(config), ask.count

@@ -1,12 +1,16 @@
 """Whether captions are shown: the judge is right on real clips, and sees what samples have wrong."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from data_pipelines.scenes import simulate
-from experiments.text_bouncing import SAYS
 from vdt.evals import Run, pixels
 from vdt.evals.prompts import Prompts, wilson
+
+SAYS = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "text_bouncing.py"))["SAYS"]
 
 
 class Clips:
