@@ -64,7 +64,10 @@ def of(config: Config, workdir: str, new: bool = False) -> Conditions:
   if not config.text:
     return Conditions(config)
   path = epath.Path(workdir) / KEPT
-  if not path.exists():
+  there = path.exists()
+  if new:
+    distributed.barrier("text.model is looked for")
+  if not there:
     if not new:
       raise FileNotFoundError(f"{path} is missing, by which this run reads captions: copy the whole workdir")
     content = config.text.make(config.data)
