@@ -64,7 +64,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class Text(Protocol):
-  """How captions are read: `data_pipelines.tokenizer.Pieces`, or `vdt.text_encoder.Frozen`.
+  """How captions are read: `data_pipelines.tokenizer.Pieces`, or `vdt.captions.Frozen`.
 
   `check` raises ValueError for a model that does not read so. `make` finds out what a run keeps of it, from the data
   set's `captions()`; `open` takes that, and returns what makes arrays of captions, whose rows have `shapes`.
@@ -151,8 +151,8 @@ class AdamW:
 
 @dataclasses.dataclass
 class Muon(AdamW):
-  """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the matrices of `pattern`, or of an autoencoder's two
-  halves, AdamW for all else, both with Nesterov momentum.
+  """Muon (Jordan 2024, kellerjordan.github.io/posts/muon) for the matrices of `pattern` and of the encoder of
+  text, or of an autoencoder's two halves, AdamW for all else, both with Nesterov momentum.
 
   A matrix is moved by its momentum with all singular values made one. `scale` is the root mean square of that step
   over `lr` (Equation 4 of arXiv:2502.16982; 0.2 is AdamW's), so the `lr` of an AdamW run is where to start.
@@ -190,9 +190,8 @@ class Config:
   latents is, as `vdt.autoencoder.load` takes it; "" of pixels. spike: a step whose loss or gradient norm is so many
   times its median over the last 20 logged steps is recorded with its clips; 0: none is. roll_back: after one, the run
   goes back to its newest regular save and leaves out the steps since. profile: "A:B" traces the steps after A, up to B.
-  hang_after:
-  seconds without a finished step after which a process ends itself, to be restarted. topology: the pod slice that the
-  experiment is meant for, which `vdt plan` checks it on, say "v5e:16x16".
+  hang_after: seconds without a finished step after which a process ends itself, to be restarted. topology: the pod
+  slice that the experiment is meant for, which `vdt plan` checks it on, say "v5e:16x16".
   """
 
   steps: int
