@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -128,6 +129,11 @@ class Clips(Reader):
     stored = float(self._builder.info.metadata["fps"])
     fps = np.array([stored / stride for _, stride in clips], np.float32)
     return {"video": np.stack([clip for clip, _ in clips]), "fps": fps, **described(examples)}
+
+  def dropped(self) -> dict[str, int]:
+    """How many files of the folder that it was made of gave no clips, by reason."""
+    path = pathlib.Path(self.directory) / "manifest.json"
+    return json.loads(path.read_text())["reasons"] if path.exists() else {}
 
   def captions(self) -> list[str]:
     """Of all clips of the split, in the order in which they are stored; their videos are not decoded."""

@@ -39,7 +39,10 @@ TALLEST_JPEG = 65500  # pixels
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Clips of `frames` frames of `size` (h, w) at `fps` frames per second; one starts every `stride` frames."""
+  """Clips of `frames` frames of `size` (h, w) at `fps` frames per second; one starts every `stride` frames.
+
+  beside: sizes of other buckets; a file whose pictures are nearer in shape to one of them is left to it.
+  """
 
   size: tuple[int, int] = (64, 64)
   fps: float = 8.0
@@ -47,12 +50,13 @@ class Settings:
   stride: int | None = None  # None: `frames`, so that clips do not overlap
   format: str = "jpeg"
   quality: int = 95  # of jpeg
+  beside: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
     object.__setattr__(self, "fps", float(self.fps))
     if self.stride is None:
       object.__setattr__(self, "stride", self.frames)
-    if min(*self.size, self.frames, self.stride) < 1 or not 0 < self.fps <= 1000:
+    if min(*self.size, *sum(self.beside, ()), self.frames, self.stride) < 1 or not 0 < self.fps <= 1000:
       raise ValueError(f"size, frames and stride must be at least 1, fps above 0 and at most 1000: {self}")
     if self.format not in ("jpeg", "png") or not 1 <= self.quality <= 100:
       raise ValueError(f"format must be jpeg or png and quality 1 to 100, not {self.format} and {self.quality}")
@@ -60,6 +64,17 @@ class Settings:
       raise ValueError(
         f"frames x height is {self.frames * self.size[0]}, a JPEG holds {TALLEST_JPEG}: use --format png"
       )
+
+  def recipe(self) -> dict[str, Any]:
+    """All that decides what is stored, as JSON has it."""
+    fields = dataclasses.asdict(self) | {"size": list(self.size), "beside": [list(size) for size in self.beside]}
+    return {name: value for name, value in fields.items() if value != []}  # as before there was `beside`
+
+  def elsewhere(self, shape: float) -> tuple[int, int] | None:
+    """The size of the bucket that pictures of this width over height belong to, if it is another."""
+    off = lambda size: abs(math.log(shape * size[0] / size[1]))
+    best = min((self.size, *self.beside), key=off)
+    return best if off(best) < off(self.size) else None
 
   def encode(self, clip: np.ndarray) -> bytes:
     """uint8 (f, h, w, 3) RGB as one tall image of f*h rows."""
@@ -118,7 +133,7 @@ def ingest(
       entry["spans"] = chosen[entry["file"]].spans
       if entry["sha256"] != chosen[entry["file"]].sha256:
         raise ValueError(f"{entry['file']} is not the file that {clips} was made of: curate the folder again")
-  recipe = dataclasses.asdict(settings) | {"size": list(settings.size)}
+  recipe = settings.recipe()
   keys = ("file", "sha256", "split", "caption", "label", *(["spans"] if clips else []))
   known = [[entry.get(key) for key in keys] for entry in entries]
   fingerprint = _digest([recipe, known])
@@ -213,6 +228,8 @@ def _stage(
         for picture in _pictures(path, settings, progress, begin, end):
           if stop.is_set():
             raise InterruptedError("stopped")
+          if other := settings.elsewhere(progress.shape):
+            raise video.VideoError(path, f"another bucket: its shape is nearer to {other[0]}x{other[1]}")
           window.append(picture)
           count += 1
           start = count - settings.frames
@@ -318,6 +335,12 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("directory", help="the folder, searched recursively")
   parser.add_argument("--out", required=True, help="the directory of the data set, which must not exist yet")
   parser.add_argument("--size", type=_size, default=(64, 64), help="pixels: a side, or HEIGHTxWIDTH (default 64)")
+  parser.add_argument(
+    "--beside",
+    type=lambda text: tuple(map(_size, text.split(","))),
+    default=(),
+    help="HEIGHTxWIDTH,... of other buckets: files that are nearer to one of these in shape are left to it",
+  )
   parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default 8)")
   parser.add_argument("--frames", type=int, default=16, help="frames in a clip (default 16)")
   parser.add_argument("--stride", type=int, help="frames between the starts of clips (default: --frames)")
@@ -334,7 +357,7 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument("--workers", type=int, help="threads (default: one a core)")
   args = parser.parse_args(argv)
-  settings = Settings(args.size, args.fps, args.frames, args.stride, args.format, args.quality)
+  settings = Settings(args.size, args.fps, args.frames, args.stride, args.format, args.quality, args.beside)
   chosen = args.captions, args.test_sources, args.test_fraction, args.workers, args.clips
   manifest = ingest(args.directory, args.out, settings, *chosen)
   totals = manifest["totals"]

@@ -31,6 +31,11 @@ def schedule(weights: Sequence[float]) -> np.ndarray:
   return np.repeat(np.arange(len(counts)), counts)[np.argsort(due, kind="stable")]
 
 
+def called(part: Any) -> str:
+  """A data set, for people."""
+  return getattr(part, "name", type(part).__name__)
+
+
 class Turns:
   """Whose turn a position is, and how many it has had before: both in O(1)."""
 
@@ -91,8 +96,10 @@ class Several:
     if not self.parts or len(self.weights) not in (0, len(self.parts)):
       raise ValueError(f"{len(self.parts)} data sets with {len(self.weights)} weights: as many, or none")
     _ = self.turns
-    for part in self.members:
+    for number, part in enumerate(self.members):
       part.prepare()
+      if not len(part):
+        raise ValueError(f"{called(part)}, data set {number} of {len(self.members)}, has no clips: leave it out")
     self.made_by()
 
   @property
@@ -210,6 +217,19 @@ class Buckets(Several):
   def shapes(self) -> list[Shape]:
     parts = zip(self.turns.shares, self.members)
     return [Shape(float(part), each.batch_size, each.frames, tuple(each.size)) for part, each in parts]
+
+  def census(self) -> list[str]:
+    """A line for each bucket: how many clips it has, how often its turn is, and what was left out, and why."""
+    lines = []
+    for part, shape in zip(self.members, self.shapes()):
+      left = getattr(part, "dropped", dict)()
+      without = "; ".join(f"{count} {reason}" for reason, count in left.items())
+      video = " x ".join(map(str, (shape.frames, *shape.size)))
+      turns = f"{shape.share:.1%} of steps, {shape.batch_size} each"
+      lines.append(
+        f"{video}: {len(part)} clips of {called(part)}, {turns}" + (f"; files without: {without}" if left else "")
+      )
+    return lines
 
   def batch(self, step: int) -> Batch:
     whose, ordinal = (int(value[0]) for value in self.turns(np.array([step])))

@@ -53,9 +53,11 @@ class Probe(NamedTuple):
 
 @dataclasses.dataclass
 class Progress:
-  """Filled in while a file is decoded: its probe, frames decoded, packets that failed, seconds seen, what was odd."""
+  """Filled in while a file is decoded: its probe, frames decoded, packets that failed, seconds seen, what was odd; and
+  by `frames` the width of a picture over its height, as it is shown."""
 
   probe: Probe | None = None
+  shape: float = 0.0
   decoded: int = 0
   hidden: int = 0
   errors: int = 0
@@ -96,7 +98,9 @@ def frames(
     photo = None
     if progress.probe.still and progress.probe.codec == "mjpeg":  # OpenCV heeds all of EXIF's orientations
       photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    return fit(upright(frame) if photo is None else photo, size, aspect)
+    whole = upright(frame) if photo is None else photo
+    progress.shape = whole.shape[1] * aspect / whole.shape[0]
+    return fit(whole, size, aspect)
 
   with _open(path) as (container, stream), contextlib.ExitStack() as opened:
     progress.probe = _probe(container, stream)

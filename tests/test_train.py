@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from short import get_config
 
+from data_pipelines.tokenizer import Pieces
 from vdt import checkpoint
 from vdt.checkpoint import Checkpointer
 from vdt.diffusion import Gaussian, RectifiedFlow, Sampler, Tasks
@@ -134,7 +135,14 @@ def test_what_can_only_fail_later_is_said_before_training(data_dir, monkeypatch)
   made.model.channels = 4
   with pytest.raises(ValueError, match=r"model\.channels is 4, the data has 3"):
     made.prepare()
-  made.model.channels, made.evals = 3, {"frames": FVD(count=16, features="vgg")}
+  made.model.channels, made.text, made.model.fps = 3, Pieces(), True
+  batch = made.data.batch(0)
+  for lost, error in (("caption", "reads captions, Noted has none"), ("fps", "batches of Noted have no fps")):
+    kept = {name: each for name, each in batch.items() if name != lost}
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match=error):
+      patched.setattr(type(made.data), "batch", lambda self, step, kept=kept: kept)
+      made.prepare()
+  made.text, made.model.fps, made.evals = None, False, {"frames": FVD(count=16, features="vgg")}
   monkeypatch.setattr(VGG, "function", lambda self: (_ for _ in ()).throw(FileNotFoundError("no weights")))
   with pytest.raises(FileNotFoundError, match="no weights"):
     made.prepare()

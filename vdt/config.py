@@ -20,11 +20,14 @@ class Data(Protocol):
   """Clips by step: a pure function of (seed, step), whatever the number of hosts.
 
   A batch holds "video" (b f h w c), uint8 pixels or latents of another type, "label" (b,) int32 and "id" (b,) of
-  strings, and may hold more. `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels,
-  and `clips` the same as pixels, which it is itself where it holds no latents. `shapes` are those of all batches,
-  with their shares of steps (`data_pipelines.reading.Shape`). `clip` reads a user's own file as the clips were read.
-  `fingerprint` tells data sets apart, `rule` says how clips are made. `labels` names the classes; `split` may be set
-  by `dataclasses.replace`. `data_pipelines.reading.Reader` has most of it for what can be read by position.
+  strings, and may hold more: where the model reads, "caption" (b,) of strings, and `captions()` is then a list of all
+  of the split; where it is told of the rate, "fps" (b,) float32.
+
+  `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels, and `clips` the same as
+  pixels, which it is itself where it holds no latents. `shapes` are those of all batches, with their shares of steps
+  (`data_pipelines.reading.Shape`). `clip` reads a user's own file as the clips were read. `fingerprint` tells data sets
+  apart, `rule` says how clips are made. `labels` names the classes; `split` may be set by `dataclasses.replace`.
+  `data_pipelines.reading.Reader` has most of it for what can be read by position.
   """
 
   split: str
@@ -275,8 +278,18 @@ class Config:
     """Makes the data ready. ValueError where the evals or the model ask for more than is there."""
     self.data.prepare()
     dataclasses.replace(self.data, split="test").prepare()  # the report shows it
-    if (there := self.data.batch(0)["video"].shape[-1]) != self.model.channels:
+    batch = self.data.batch(0)
+    if (there := batch["video"].shape[-1]) != self.model.channels:
       raise ValueError(f"model.channels is {self.model.channels}, the data has {there}: set it")
+    if self.text and not ("caption" in batch and hasattr(self.data, "captions")):
+      raise ValueError(
+        f"the model reads captions, {type(self.data).__name__} has none: give its batches a caption and it captions(), "
+        f"or leave out config.text, and text in model.pattern"
+      )
+    if "fps" in self.model.conditions and "fps" not in batch:
+      raise ValueError(
+        f"the model is told the frame rate, batches of {type(self.data).__name__} have no fps: set model.fps to False"
+      )
     for name, each in self.evals.items():
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()

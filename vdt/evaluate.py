@@ -53,9 +53,8 @@ def evaluate(
 
   def given(count: int, task: str, split: str = "test", given_frames: int | None = None) -> np.ndarray:
     like = clips(split)
-    k_mask, _ = jax.random.split(jax.random.key(seed))  # as `generate` has it
     patch_frames = config.model.patch[0] if between.autoencoder is None else 1
-    return np.asarray(plans.plan(task, k_mask, (count, like.frames, *like.size), patch_frames, given_frames))
+    return plans.planned(task, seed, (count, like.frames, *like.size), patch_frames, given_frames)
 
   @functools.cache
   def sampled(count: int, task: str, split: str, repeats: int, given_frames: int | None, paste: bool) -> np.ndarray:

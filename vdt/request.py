@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
@@ -157,8 +156,7 @@ def place(frames: UInt8[np.ndarray, "g h w 3"], config: Config, task: str, ask: 
   if frames.shape[1:3] != shape[1:]:
     raise ValueError(f"given frames are {frames.shape[1:3]}, the model makes {shape[1:]}: resize them")
   given_frames = min(len(frames), shape[0] // 2) if ask.given_frames is None else ask.given_frames
-  k_mask, _ = jax.random.split(jax.random.key(ask.seed))
-  mask = np.asarray(given_plans.plan(task, k_mask, (1, *shape), patch_frames, given_frames))
+  mask = given_plans.planned(task, ask.seed, (1, *shape), patch_frames, given_frames)
   where = np.flatnonzero(mask.max(axis=(0, 2, 3, 4)))
   if not len(where):
     raise ValueError(

@@ -73,7 +73,6 @@ def generate(
   `vdt.diffusion.given.plan`.
   """
   patch_frames = config.model.patch[0]
-  k_mask, k_noise = jax.random.split(jax.random.key(seed))
   untold = getattr(config.sampler, "given", "given") != "given"
   if task == "completion" and not (getattr(config.model, "given", True) or untold):
     raise ValueError(
@@ -81,12 +80,12 @@ def generate(
       "reconstruction needs no telling"
     )
   if given is None:
-    given = np.asarray(given_plans.plan(task, k_mask, clips.shape[:4], patch_frames, given_frames))
+    given = given_plans.planned(task, seed, clips.shape[:4], patch_frames, given_frames)
   elif given.shape != (*clips.shape[:4], 1):
     raise ValueError(f"the mask of what is given has shape {given.shape}, the video {clips.shape}")
   else:
     given = np.asarray(given_plans.whole_cells(jnp.asarray(given), patch_frames))
-  keys = jax.vmap(partial(jax.random.fold_in, k_noise))(np.arange(len(clips)))
+  keys = jax.vmap(partial(jax.random.fold_in, given_plans.keys(seed)[1]))(np.arange(len(clips)))
   inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), {**cond, "given": given})
   made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, paste, params), inputs)
   return np.clip(made, -1.0, 1.0) if config.model.channels == 3 else made

@@ -60,6 +60,7 @@ def run(config: Config, step: int, out: str, count: int) -> None:
     "mean and spread of it": f"{x0.mean():.3f}, {x0.std():.3f}",
     "by channel": ", ".join(f"{m:.2f} ({s:.2f})" for m, s in zip(x0.mean((0, 1, 2, 3)), x0.std((0, 1, 2, 3)))),
     "frames a second": f"{frames:g}",
+    **{f"bucket {number}": line for number, line in enumerate(getattr(config.data, "census", list)())},
   }
   page = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("batch.html.j2")
   path = epath.Path(out)

@@ -46,8 +46,7 @@ class Space(NamedTuple):
     model of pixels, which plans itself. ValueError as `given.plan`."""
     if self.autoencoder is None:
       return None
-    k_mask, _ = jax.random.split(jax.random.key(seed))  # as `sample.generate` has it
-    return self.mask(np.asarray(given.plan(task, k_mask, shape, count=given_frames)))
+    return self.mask(given.planned(task, seed, shape, count=given_frames))
 
   def mask(self, pixels: Float[np.ndarray, "b f h w 1"]) -> Float[np.ndarray, "b g i j 1"]:
     """A mask of pixels as the model's: a latent is given where all pixels are that it stands for.

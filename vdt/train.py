@@ -36,6 +36,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   with Stop() as stop:
     mesh, network = config.build()
     agree(config)
+    for line in config.data.census() if hasattr(config.data, "census") and distributed.first() else ():
+      print(line, file=sys.stderr)
     between = space.of(config)
     optimizer = config.optimizer.build()
     init_key, train_key = jax.random.split(jax.random.key(config.seed))

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import ingest, sources, video
+from data_pipelines.clips import Clips
+from data_pipelines.mixture import Buckets
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:label\\(\\) is deprecated:DeprecationWarning")  # TFDS 4.9.10
@@ -358,6 +360,33 @@ def test_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
   assert len(decoded) == len(set(decoded)) == 10 - len(done)
   assert content(out) == content(tmp_path / "whole")
   assert not out.with_name(f"{out.name}.partial").exists() and os.listdir(tmp_path).count(out.name) == 1
+
+
+def test_each_file_goes_to_the_bucket_of_its_shape_as_it_is_shown(tmp_path):
+  heap = tmp_path / "heap"
+  heap.mkdir()
+  for name, size in {"wide": (48, 80), "square": (48, 56), "long": (64, 128)}.items():
+    write(heap / f"{name}.mp4", steady(25), size=size)
+  rotated(heap / "wide.mp4", heap / "tall.mp4", (0, 1, -1, 0))
+  sizes, data = ["24x40", "32", "40x24"], []
+  for size in sizes:
+    beside = ",".join(other for other in sizes if other != size)
+    out = tmp_path / f"mine_{size}"
+    ingest.main([str(heap), f"--out={out}", f"--size={size}", f"--beside={beside}", "--frames=4", "--test-fraction=0"])
+    shape = (24, 40) if size == "24x40" else (40, 24) if size == "40x24" else (32, 32)
+    data.append(Clips(out.name, frames=4, size=shape, batch_size=2, data_dir=str(tmp_path)))
+  buckets = Buckets(tuple(data), (2.0, 1.0, 1.0))
+  buckets.prepare()
+  used = [sorted({name.partition(".")[0] for name in part.read(np.arange(len(part)))["id"].tolist()}) for part in data]
+  assert used == [["long", "wide"], ["square"], ["tall"]]
+  assert buckets.census() == [
+    "4 x 24 x 40: 4 clips of mine_24x40, 50.0% of steps, 2 each; files without: 2 another bucket",
+    "4 x 32 x 32: 2 clips of mine_32, 25.0% of steps, 2 each; files without: 3 another bucket",
+    "4 x 40 x 24: 2 clips of mine_40x24, 25.0% of steps, 2 each; files without: 3 another bucket",
+  ]
+  manifest = json.loads((tmp_path / "mine_32" / "manifest.json").read_text())
+  reasons = {each["file"]: each.get("reason") for each in manifest["sources"]}
+  assert reasons["tall.mp4"] == "another bucket: its shape is nearer to 40x24" and reasons["square.mp4"] is None
 
 
 def test_a_share_of_the_files_is_held_out_and_one_at_least():

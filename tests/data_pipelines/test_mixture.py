@@ -115,6 +115,18 @@ def test_buckets_have_static_shapes_and_shares_of_steps(parts):
   assert [(each.share, each.batch_size, each.frames) for each in buckets.shapes()] == [(0.75, 8, 5), (0.25, 16, 1)]
 
 
+def test_a_census_of_the_buckets_and_none_is_empty(parts, monkeypatch):
+  balls, sprites = parts
+  buckets = Buckets((balls, dataclasses.replace(sprites, frames=1, batch_size=16)), (3.0, 1.0))
+  assert buckets.census() == [
+    "5 x 16 x 16: 6000 clips of bouncing16, 75.0% of steps, 8 each",
+    "1 x 16 x 16: 2000 clips of sprites16, 25.0% of steps, 16 each",
+  ]
+  monkeypatch.setattr(SimulatedClips, "__len__", lambda self: 6000 * (self.name == "bouncing16"))
+  with pytest.raises(ValueError, match="sprites16, data set 1 of 2, has no clips: leave it out"):
+    buckets.prepare()
+
+
 @pytest.mark.parametrize(
   "make, message",
   [

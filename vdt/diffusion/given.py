@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 Shape = tuple[int, int, int]
@@ -104,6 +105,19 @@ def plan(
   cells = None if count is None else count // patch_frames
   draw = lambda key: TASKS[task](key, (f // patch_frames, h, w), cells)
   return jnp.repeat(jax.vmap(draw)(jax.random.split(key, b)), patch_frames, axis=1)[..., None]
+
+
+def keys(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
+  """Of what is sampled with a seed: the plan's, and the noise's."""
+  k_mask, k_noise = jax.random.split(jax.random.key(seed))
+  return k_mask, k_noise
+
+
+def planned(
+  task: str, seed: int, video: tuple[int, ...], patch_frames: int = 1, count: int | None = None
+) -> Float[np.ndarray, "b f h w 1"]:
+  """`plan` as all that is sampled with a seed has it."""
+  return np.asarray(plan(task, keys(seed)[0], video, patch_frames, count))
 
 
 @dataclasses.dataclass
