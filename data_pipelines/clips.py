@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import remote, simulated
+from data_pipelines import remote, simulated, sound
 from data_pipelines.reading import Batch, Reader, shuffled
 
 
@@ -122,13 +122,19 @@ class Clips(Reader):
     return digest.hexdigest()[:16]
 
   def read(self, positions: np.ndarray) -> Batch:
-    """ "video" (n f h w 3) uint8, "label" (n,) int32, "fps" (n,) float32, "id" and "caption" (n,) of text."""
+    """ "video" (n f h w 3) uint8, "label" (n,) int32, "fps" (n,) float32, "id" and "caption" (n,) of text; where sound
+    is stored, and no other stride than 1 is drawn, "sound" (n s) int16 of the same time."""
     index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
     examples = self._source.__getitems__(index.tolist())
     clips = [self._clip(example["video"], int(position)) for example, position in zip(examples, positions)]
     stored = float(self._builder.info.metadata["fps"])
-    fps = np.array([stored / stride for _, stride in clips], np.float32)
-    return {"video": np.stack([clip for clip, _ in clips]), "fps": fps, **described(examples)}
+    fps = np.array([stored / stride for _, stride, _ in clips], np.float32)
+    batch = {"video": np.stack([clip for clip, _, _ in clips]), "fps": fps, **described(examples)}
+    if "sound" in examples[0] and tuple(self.strides) == (1,):
+      length = sound.samples(self.frames, stored)
+      pairs = zip(examples, clips)
+      batch["sound"] = np.stack([sound.cut(example["sound"], start / stored, length) for example, (*_, start) in pairs])
+    return batch
 
   def dropped(self) -> dict[str, int]:
     """How many files of the folder that it was made of gave no clips, by reason."""
@@ -142,15 +148,15 @@ class Clips(Reader):
     source = self._builder.as_data_source(self.split, decoders={"video": tfds.decode.SkipDecoding()})
     return [source[number]["caption"].decode() for number in range(len(source))]
 
-  def _clip(self, tall: np.ndarray, position: int) -> tuple[np.ndarray, int]:
-    """A stored tall image (f h, w, 3) to a clip (f h w 3) and its stride, every random choice keyed by the position
-    alone."""
+  def _clip(self, tall: np.ndarray, position: int) -> tuple[np.ndarray, int, int]:
+    """A stored tall image (f h, w, 3) to a clip (f h w 3), its stride and first frame, every random choice keyed by the
+    position alone."""
     frames, *size = self.stored
     clip, window = tall.reshape(frames, *size, 3), self.size
     if self.split != "train":
       top, left = ((there - asked) // 2 for there, asked in zip(size, window))
       stride = min(self.strides)
-      return clip[: self.frames * stride : stride, top : top + window[0], left : left + window[1]], stride
+      return clip[: self.frames * stride : stride, top : top + window[0], left : left + window[1]], stride, 0
     rng = np.random.default_rng([self.seed, position])
     stride = 1
     if tuple(self.strides) != (1,):
@@ -163,7 +169,7 @@ class Clips(Reader):
     if tuple(clip.shape[1:3]) != tuple(window):
       top, left = (rng.integers(there - asked + 1) for there, asked in zip(clip.shape[1:3], window))
       clip = clip[:, top : top + window[0], left : left + window[1]]
-    return clip, stride
+    return clip, stride, int(start)
 
   def records(self, index: np.ndarray) -> Batch:
     """What is stored at `index` (n,) of the split, whole and unchanged, but for frames cut to `size` in their middle:

@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_pipelines import sources, video
+from data_pipelines import sound, sources, video
 
 MANIFEST = "manifest.json"
 TALLEST_JPEG = 65500  # pixels
@@ -41,7 +41,8 @@ TALLEST_JPEG = 65500  # pixels
 class Settings:
   """Clips of `frames` frames of `size` (h, w) at `fps` frames per second; one starts every `stride` frames.
 
-  beside: sizes of other buckets; a file whose pictures are nearer in shape to one of them is left to it.
+  sound: whether the sound of each clip is kept; where a file has none, it is silent. beside: sizes of other buckets; a
+  file whose pictures are nearer in shape to one of them is left to it.
   """
 
   size: tuple[int, int] = (64, 64)
@@ -51,6 +52,7 @@ class Settings:
   format: str = "jpeg"
   quality: int = 95  # of jpeg
   beside: tuple[tuple[int, int], ...] = ()
+  sound: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "fps", float(self.fps))
@@ -68,7 +70,7 @@ class Settings:
   def recipe(self) -> dict[str, Any]:
     """All that decides what is stored, as JSON has it."""
     fields = dataclasses.asdict(self) | {"size": list(self.size), "beside": [list(size) for size in self.beside]}
-    return {name: value for name, value in fields.items() if value != []}  # as before there was `beside`
+    return {name: value for name, value in fields.items() if value not in ([], False)}  # as before there were these
 
   def elsewhere(self, shape: float) -> tuple[int, int] | None:
     """The size of the bucket that pictures of this width over height belong to, if it is another."""
@@ -219,7 +221,13 @@ def _stage(
   if record.exists():
     return json.loads(record.read_text())
   progress, lengths, longest, found, warnings = video.Progress(), [], 0, {}, []
-  decoded = 0
+  decoded, heard = 0, None
+  if settings.sound:
+    try:
+      heard = sound.track(path)
+    except ValueError as error:
+      warnings.append(f"silent: {error}")
+    heard = np.zeros(0, np.int16) if heard is None else heard
   with open(clips, "wb") as file:
     for begin, end in spans or [(0.0, math.inf)]:
       progress, count = video.Progress(), 0
@@ -235,6 +243,9 @@ def _stage(
           start = count - settings.frames
           if start >= 0 and start % settings.stride == 0:
             lengths.append(file.write(settings.encode(np.stack(window))))
+            if settings.sound:
+              length = sound.samples(settings.frames, settings.fps)
+              file.write(sound.cut(heard, begin + start / settings.fps, length).tobytes())
       except (ValueError, av.error.FFmpegError, cv2.error) as error:
         found["reason"] = error.reason if isinstance(error, video.VideoError) else f"cannot be converted: {error}"
       longest, decoded = max(longest, count), decoded + progress.decoded
@@ -274,7 +285,8 @@ def _assemble(entries: list[dict], manifest: dict, stage: Path, build: Path) -> 
 
   settings = manifest["settings"]
   frames, (height, width) = settings["frames"], settings["size"]
-  volume = sum(sum(entry.get("lengths", ())) for entry in entries)
+  kept = sound.samples(frames, settings["fps"]) if settings.get("sound") else 0
+  volume = sum(length + 2 * kept for entry in entries for length in entry.get("lengths", ()))
   shutil.rmtree(build, ignore_errors=True)
   if shutil.disk_usage(stage).free < 2 * volume:  # TFDS shuffles in files beside the result
     raise OSError(f"{2 * volume / 1e6:.0f} MB must be free to assemble the data set")
@@ -292,6 +304,8 @@ def _assemble(entries: list[dict], manifest: dict, stage: Path, build: Path) -> 
         "id": tfds.features.Text(),
         "fps": np.float32,
       }
+      if kept:
+        features["sound"] = tfds.features.Tensor(shape=(kept,), dtype=np.int16, encoding="bytes")
       return LocalInfo(
         builder=self,
         description=self.__doc__,
@@ -310,6 +324,8 @@ def _assemble(entries: list[dict], manifest: dict, stage: Path, build: Path) -> 
           for index, length in enumerate(entry["lengths"]):
             name = f"{entry['file']}#{index}"
             clip = {"video": io.BytesIO(file.read(length)), "id": name, "fps": settings["fps"]}
+            if kept:
+              clip["sound"] = np.frombuffer(file.read(2 * kept), np.int16)
             yield name, clip | {"caption": entry["caption"], "label": entry["label"]}
 
   root = build.with_name("tfds")
@@ -341,6 +357,7 @@ def main(argv: list[str] | None = None) -> None:
     default=(),
     help="HEIGHTxWIDTH,... of other buckets: files that are nearer to one of these in shape are left to it",
   )
+  parser.add_argument("--sound", action="store_true", help="keep the sound of each clip, 16,000 samples a second")
   parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default 8)")
   parser.add_argument("--frames", type=int, default=16, help="frames in a clip (default 16)")
   parser.add_argument("--stride", type=int, help="frames between the starts of clips (default: --frames)")
@@ -357,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument("--workers", type=int, help="threads (default: one a core)")
   args = parser.parse_args(argv)
-  settings = Settings(args.size, args.fps, args.frames, args.stride, args.format, args.quality, args.beside)
+  settings = Settings(args.size, args.fps, args.frames, args.stride, args.format, args.quality, args.beside, args.sound)
   chosen = args.captions, args.test_sources, args.test_fraction, args.workers, args.clips
   manifest = ingest(args.directory, args.out, settings, *chosen)
   totals = manifest["totals"]

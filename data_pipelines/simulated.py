@@ -21,11 +21,14 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_pipelines import sound
 from data_pipelines.remote import local
 from data_pipelines.scenes import SCENES, simulate
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 FPS = 8.0
+HIGH = 80.0
+"""Hz, of the impact of a body with the frame's side as its radius: smaller ones sound higher."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,10 +43,14 @@ class SimulatedConfig(tfds.core.BuilderConfig):
   combinatorial: int = 256
   ood: int = 256
   seed: int = 0
+  sound: bool = False  # of impacts
 
   def recipe(self) -> str:
     """A hash of all that decides what is rendered, the version apart."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    fields = dataclasses.asdict(self)
+    if not self.sound:
+      del fields["sound"]  # as before there was any
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
   def counts(self) -> dict[str, int]:
     return {"train": self.train, "test": self.test, "combinatorial": self.combinatorial, "ood": self.ood}
@@ -55,11 +62,14 @@ def small(scene: str) -> SimulatedConfig:
 
 CONFIGS = [
   dataclasses.replace(small("bouncing"), train=6000, test=512),
+  dataclasses.replace(small("bouncing"), name="sounding16", sound=True),
+  dataclasses.replace(small("bouncing"), name="sounding16x6000", train=6000, sound=True),
   small("collisions"),
   small("occlusion"),
   small("sprites"),
   dataclasses.replace(small("sprites"), name="sprites16x8000", train=8000),
   *(SimulatedConfig(name=f"{scene}64", scene=scene) for scene in SCENES),
+  SimulatedConfig(name="sounding64", scene="bouncing", sound=True),
   SimulatedConfig(name="mixed64x17", scene="mixed", frames=17),  # 1 + 4 k, for an autoencoder
 ]
 
@@ -99,6 +109,8 @@ class Simulated(tfds.core.GeneratorBasedBuilder):
         "gravity": np.float32,
       },
     }
+    if config.sound:
+      features["sound"] = tensor((sound.samples(frames, FPS),), np.int16)
     return LocalInfo(
       builder=self,
       description=self.__doc__,
@@ -119,17 +131,12 @@ class Simulated(tfds.core.GeneratorBasedBuilder):
       tall = clip.video.reshape(-1, config.size, 3)
       png = cv2.imencode(".png", tall[..., ::-1])[1].tobytes()
       name = f"{config.scene}/{split}/{index:06d}"
-      yield (
-        name,
-        {
-          "video": io.BytesIO(png),
-          "caption": clip.caption,
-          "label": clip.label,
-          "id": name,
-          "fps": FPS,
-          "truth": clip.truth,
-        },
-      )
+      example = {"video": io.BytesIO(png), "id": name, "fps": FPS}
+      example |= {"caption": clip.caption, "label": clip.label, "truth": clip.truth}
+      if config.sound:
+        pitch = HIGH * config.size / clip.truth["radius"]
+        example["sound"] = sound.impacts(clip.truth["contact"], FPS, pitch)
+      yield name, example
 
 
 def prepare(config: str | SimulatedConfig, data_dir: str | os.PathLike, cache: str | None = None) -> Path:

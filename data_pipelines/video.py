@@ -230,8 +230,8 @@ def _ends_with(path: str | Path, mark: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _open(path: str | Path):
-  """The container of `path` and its video stream. A file may not name other files to open (playlists)."""
+def opened(path: str | Path):
+  """The container of `path`, which may not name other files to open (playlists). VideoError, or OSError."""
 
   def refuse(url, flags, options):
     raise OSError("a playlist, which is not let open other files")
@@ -245,16 +245,28 @@ def _open(path: str | Path):
     except (av.error.FFmpegError, OSError) as error:
       raise VideoError(path, f"not a readable video: {error.strerror or error}") from None
     with container:
-      covers = av.stream.Disposition.attached_pic
-      streams = [stream for stream in container.streams.video if not stream.disposition & covers]
-      if container.format.name in SCRIPTS or not streams:
-        raise VideoError(path, f"no video stream: it is {container.format.long_name}")
-      stream = streams[0]
-      if stream.codec_context is None:
-        raise VideoError(path, "no decoder: its video stream has an unknown codec")
-      stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-      stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
-      yield container, stream
+      yield container
+
+
+def pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
+  """Its video streams, but for covers."""
+  covers = av.stream.Disposition.attached_pic
+  return [stream for stream in container.streams.video if not stream.disposition & covers]
+
+
+@contextlib.contextmanager
+def _open(path: str | Path):
+  """The container of `path` and its video stream."""
+  with opened(path) as container:
+    streams = pictures(container)
+    if container.format.name in SCRIPTS or not streams:
+      raise VideoError(path, f"no video stream: it is {container.format.long_name}")
+    stream = streams[0]
+    if stream.codec_context is None:
+      raise VideoError(path, "no decoder: its video stream has an unknown codec")
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+    yield container, stream
 
 
 def _probe(container: av.container.InputContainer, stream: av.VideoStream) -> Probe:

@@ -11,6 +11,7 @@ from pathlib import Path
 from data_pipelines.clips import SimulatedClips
 from data_pipelines.latents import Latents
 from data_pipelines.mixture import Buckets
+from data_pipelines.sound import LogMel
 from data_pipelines.tokenizer import Pieces
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks
@@ -42,7 +43,7 @@ class Noted(SimulatedClips):
 def get_config(variant: str = "") -> Config:
   """Variant `evals` has a validation loss every 10 steps; `latents` are those of `config.autoencoder`, which is to be
   set, as is where data are; `autoencoder` trains one; `buckets` has clips and pictures, `mixed latents` their latents;
-  `told` is told all that a model can be."""
+  `told` is told of all but sound, `hearing` of sound."""
   config = Config(
     steps=10,
     data=Noted(name="sprites16", frames=8, size=(16, 16), batch_size=8),
@@ -63,6 +64,10 @@ def get_config(variant: str = "") -> Config:
     config.model.pattern, config.model.text = (("space", "time", "text"),), 12
     config.model.fps = config.model.size = True
     config.evals = {"loss": ValLoss(count=8, bins=1)}
+  if variant == "hearing":
+    config.data = SimulatedClips(name="sounding16", frames=4, size=(16, 16), batch_size=8)
+    config.model.classes, config.tasks, config.sound = 0, Tasks(), LogMel(bands=4, windows=2)
+    config.model.pattern, config.model.sound = (("space", "time", "sound"),), 8
   if variant == "latents":
     source = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
     config.data = Latents(name="latents", frames=2, size=(4, 4), batch_size=8, flip=True, source=source)

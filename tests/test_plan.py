@@ -89,6 +89,7 @@ def test_what_cannot_be_planned_is_said(capsys, flags, said):
 
 
 FULL = {
+  "sound_bouncing": ("full",),
   "text_bouncing": ("full",),
   "autoencoder": (),  # not planned yet: convolutions are not among what is priced
   "ablations": ("full",),

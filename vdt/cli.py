@@ -104,6 +104,7 @@ def sample(rest: list[str]) -> None:
     "prompt": "the text (default: those of held-out clips)",
     "prompts": "a file of texts, one a line, with --count videos of each",
     "negative": "a text to keep away from, with --guidance above 1",
+    "audio": "a file with sound, that the model hears, and the MP4s too",
     "guidance": "the scale of classifier-free guidance: a number, or text=5,label=2 (default: the experiment's)",
   }
   for name, text in texts.items():

@@ -19,13 +19,14 @@ def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
   """The shape and the type of a row of each array."""
   plain = {"label": ((), "int32"), "fps": ((), "float32"), "size": ((2,), "float32")}
   found = {name: plain[name] for name in config.model.conditions if name in plain}
-  return found | (config.text.shapes(config.model.text) if config.text else {})
+  found |= config.text.shapes(config.model.text) if config.text else {}
+  return found | ({"sound": ((config.data.frames, config.sound.width), "float32")} if config.sound else {})
 
 
 def absent(config: Config, count: int) -> Arrays:
   """What tells nothing: all arrays, dropped."""
   arrays = {name: np.ones((count, *shape), dtype) for name, (shape, dtype) in shapes(config).items()}
-  arrays |= {name: 0 * arrays[name] for name in ("label", "text") if name in arrays}
+  arrays |= {name: 0 * arrays[name] for name in ("label", "text", "sound") if name in arrays}
   return arrays | {"null": {name: np.ones(count, bool) for name in config.model.conditions}}
 
 
@@ -37,10 +38,13 @@ class Conditions:
   read: Callable[[Sequence[str]], Arrays] | None = None
 
   def arrays(self, batch: dict[str, np.ndarray]) -> Arrays:
-    """Of a data set's batch, which has "caption" where the model reads, and "fps" where it is told."""
+    """Of a data set's batch, which has "caption" where the model reads, "sound" where it hears, and "fps" where it is
+    told."""
     found = {name: batch[name] for name in ("label", "fps") if name in self.config.model.conditions}
     if "size" in self.config.model.conditions:
       found["size"] = np.tile(np.array(batch["video"].shape[2:4], np.float32), (len(batch["video"]), 1))
+    if self.config.sound:
+      found["sound"] = self.config.sound(batch["sound"], batch["video"].shape[1])
     return found | (self.read(batch["caption"].tolist()) if self.read else {})
 
   def told(self, batch: dict[str, np.ndarray]) -> Arrays:

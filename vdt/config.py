@@ -21,7 +21,7 @@ class Data(Protocol):
 
   A batch holds "video" (b f h w c), uint8 pixels or latents of another type, "label" (b,) int32 and "id" (b,) of
   strings, and may hold more: where the model reads, "caption" (b,) of strings, and `captions()` is then a list of all
-  of the split; where it is told of the rate, "fps" (b,) float32.
+  of the split; where it hears, "sound" (b, n) int16; where it is told of the rate, "fps" (b,) float32.
 
   `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels, and `clips` the same as
   pixels, which it is itself where it holds no latents. `shapes` are those of all batches, with their shares of steps
@@ -183,18 +183,19 @@ class Config:
   """One experiment. `diffusion` and `sampler` are what is trained and what is shown of it, for an autoencoder those of
   `vdt.reconstruction`. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
 
-  text: how captions are read (`Text`), None: not at all. cond_drop: how often all conditions are dropped in training,
-  and each of several by itself, for guidance. ema: the decay of the average weights,
-  warmed up as min(ema, (1 + step) / (10 + step)). averages: relative lengths of power-function averages that every
-  save stores for good, from which `--ema` makes one of any length, say (0.05, 0.1). micro_batches: the parts in which
-  a batch is worked off, one after the other, to need less memory; noise and times stay the batch's. init_from: a
-  workdir whose average weights start this run. freeze: a regular expression, of the paths of parameters that stay as
-  they are, say "^(?!.*attention/1/)" for all but each block's second attention. autoencoder: where that of the data's
-  latents is, as `vdt.autoencoder.load` takes it; "" of pixels. spike: a step whose loss or gradient norm is so many
-  times its median over the last 20 logged steps is recorded with its clips; 0: none is. roll_back: after one, the run
-  goes back to its newest regular save and leaves out the steps since. profile: "A:B" traces the steps after A, up to B.
-  hang_after: seconds without a finished step after which a process ends itself, to be restarted. topology: the pod
-  slice that the experiment is meant for, which `vdt plan` checks it on, say "v5e:16x16".
+  text: how captions are read (`Text`), None: not at all. sound: how sound is heard (`data_pipelines.sound.LogMel`),
+  None: not at all. cond_drop: how often all conditions are dropped in training, and each of several by itself, for
+  guidance. ema: the decay of the average weights, warmed up as min(ema, (1 + step) / (10 + step)). averages: relative
+  lengths of power-function averages that every save stores for good, from which `--ema` makes one of any length, say
+  (0.05, 0.1). micro_batches: the parts in which a batch is worked off, one after the other, to need less memory; noise
+  and times stay the batch's. init_from: a workdir whose average weights start this run. freeze: a regular expression,
+  of the paths of parameters that stay as they are, say "^(?!.*attention/1/)" for all but each block's second attention.
+  autoencoder: where that of the data's latents is, as `vdt.autoencoder.load` takes it; "" of pixels. spike: a step
+  whose loss or gradient norm is so many times its median over the last 20 logged steps is recorded with its clips; 0:
+  none is. roll_back: after one, the run goes back to its newest regular save and leaves out the steps since. profile:
+  "A:B" traces the steps after A, up to B. hang_after: seconds without a finished step after which a process ends
+  itself, to be restarted. topology: the pod slice that the experiment is meant for, which `vdt plan` checks it on, say
+  "v5e:16x16".
   """
 
   steps: int
@@ -204,6 +205,7 @@ class Config:
   tasks: Any
   sampler: Any
   text: Any = None
+  sound: Any = None
   optimizer: AdamW = dataclasses.field(default_factory=AdamW)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   evals: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -252,6 +254,8 @@ class Config:
       raise ValueError("tasks.completion with model.given False: nothing would tell the network where the hole is")
     if self.text:
       self.text.check(self.model)
+    if self.sound:
+      self.sound.check(self.model)
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     try:
@@ -285,6 +289,11 @@ class Config:
       raise ValueError(
         f"the model reads captions, {type(self.data).__name__} has none: give its batches a caption and it captions(), "
         f"or leave out config.text, and text in model.pattern"
+      )
+    if self.sound and "sound" not in batch:
+      raise ValueError(
+        f"the model hears, batches of {type(self.data).__name__} have no sound: ingest it with --sound, read it with "
+        f"strides (1,), or leave out config.sound, and sound in model.pattern"
       )
     if "fps" in self.model.conditions and "fps" not in batch:
       raise ValueError(

@@ -34,6 +34,7 @@ class Request:
   prompt: str | None = None
   prompts: str | None = None
   negative: str | None = None
+  audio: str | None = None
   fps: float | None = None
   steps: int | None = None
   guidance: str | None = None
@@ -67,9 +68,11 @@ class Request:
       changes["guidance"] = tuple((name, scale) for name, scale in named if name)
     return dataclasses.replace(config.sampler, **changes)
 
-  def told(self, config: Config, clips: dict[str, np.ndarray], told: Conditions, labels: list[str]) -> dict[str, Any]:
-    """What the model is told of each video: of held-out clips, but where it is asked otherwise. ValueError for what
-    this model is not told."""
+  def told(
+    self, config: Config, clips: dict[str, np.ndarray], told: Conditions, labels: list[str]
+  ) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What the model is told of each video: of held-out clips, but where it is asked otherwise; and the sound of each
+    (b n), where it hears. ValueError for what this model is not told."""
     model, count = config.model, len(clips["video"])
     rows = dict(clips)
     for flag, name in (
@@ -77,9 +80,11 @@ class Request:
       ("prompt", "text"),
       ("prompts", "text"),
       ("negative", "text"),
+      ("audio", "sound"),
       ("fps", "fps"),
     ):
-      if getattr(self, flag) is not None and (name not in model.conditions or (name == "text" and not config.text)):
+      known = name in model.conditions and bool({"text": config.text, "sound": config.sound}.get(name, True))
+      if getattr(self, flag) is not None and not known:
         raise ValueError(f"--{flag} {getattr(self, flag)}: this model was trained without {name}, leave it out")
     if self.label is not None:
       if self.label not in labels:
@@ -87,6 +92,9 @@ class Request:
       rows["label"] = np.full(count, labels.index(self.label), np.int32)
     if (texts := self.texts()) is not None:
       rows["caption"] = np.array(texts)
+    if self.audio is not None:
+      heard = config.sound.read(self.audio, config.data.clips.frames, config.data.clips.fps())
+      rows["sound"] = np.tile(heard, (count, 1))
     if self.fps is not None:
       if not self.fps > 0:
         raise ValueError(f"--fps {self.fps}: above 0")
@@ -94,7 +102,7 @@ class Request:
     cond = told.told(rows)
     if self.negative is not None:
       cond["negative"] = {"text": told.read([self.negative] * count)}
-    return cond
+    return cond, rows.get("sound") if config.sound else None
 
 
 def read(path: str, clips: Any) -> UInt8[np.ndarray, "g h w 3"]:

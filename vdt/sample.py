@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int16, UInt8
 
 from vdt import conditions, distributed, sharding, space, video, workdirs
 from vdt.averages import Averages
@@ -123,7 +123,7 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
     return
   between, data = space.of(config), dataclasses.replace(config.data, split="test")
   held_out, clips = data.clips, first(data, count)
-  cond = ask.told(config, clips, conditions.of(config, workdir), held_out.labels())
+  cond, sounds = ask.told(config, clips, conditions.of(config, workdir), held_out.labels())
   seen = pixels(clips["video"])
   single = [name for name in ("image", "keyframes", "video") if getattr(ask, name)]
   if single and (ask.given or ask.task or (ask.given_frames and not ask.video)):
@@ -152,7 +152,9 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
     return
   if "text" in config.model.conditions and config.text:
     about["prompts"] = texts or clips["caption"].tolist()
-  write(folder, video.to_uint8(made), ask.fps or held_out.fps(), about | {"task": ", ".join(single) or task})
+  about["task"] = ", ".join(single) or task
+  heard = None if sounds is None else (sounds, config.sound.rate)
+  write(folder, video.to_uint8(made), ask.fps or held_out.fps(), about, heard)
   print(f"{count} videos of step {step}, {' and '.join(single) or f'task {task}'}, seed {ask.seed}: {folder}")
 
 
@@ -161,10 +163,10 @@ def sample_imported(
 ) -> None:
   """See `run`. ValueError for what needs clips, or a text."""
   wanted = [name for name in ("given", "given_frames", "image", "keyframes", "video", "mask") if getattr(ask, name)]
-  wanted += [name for name in ("prompt", "prompts", "negative", "fps") if getattr(ask, name) is not None]
+  wanted += [name for name in ("prompt", "prompts", "negative", "audio", "fps") if getattr(ask, name) is not None]
   if ask.task not in (None, "generation") or wanted:
     raise ValueError(
-      f"this model of latents is imported, has no clips here and reads no captions: leave out "
+      f"this model of latents is imported, has no clips here, reads no captions and hears nothing: leave out "
       f"--{(wanted or ['task'])[0]}"
     )
   between, count = space.decoder(config), ask.count
@@ -188,16 +190,24 @@ def sample_imported(
     )
 
 
-def write(folder: epath.Path, videos: UInt8[np.ndarray, "b f h w 3"], fps: float, about: dict[str, Any]) -> None:
+def write(
+  folder: epath.Path,
+  videos: UInt8[np.ndarray, "b f h w 3"],
+  fps: float,
+  about: dict[str, Any],
+  sounds: tuple[Int16[np.ndarray, "b n"], int] | None = None,
+) -> None:
   """Each video as MP4 and WebP, the first ones as a contact sheet, and samples.json, which says what they are `about`.
 
-  Videos of an earlier command are removed: they would pass for these.
+  sounds: what is heard with each, in the MP4, and its samples a second. Videos of an earlier command are removed: they
+  would pass for these.
   """
   for old in (path for kind in ("mp4", "webp") for path in folder.glob(f"[0-9]*.{kind}")):
     old.unlink()
   (folder / "samples.json").write_text(json.dumps(about | {"count": len(videos), "fps": fps}, indent=1))
   for number, each in enumerate(videos):
-    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, fps))
+    heard = None if sounds is None else (sounds[0][number], sounds[1])
+    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, fps, heard))
     (folder / f"{number:04d}.webp").write_bytes(video.webp(each, fps))
   (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(videos[:64])))
 

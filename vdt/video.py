@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int16, UInt8
 from PIL import Image
 
 SEEN = 128
@@ -23,8 +23,11 @@ def enlarged(video: UInt8[np.ndarray, "f h w c"]) -> UInt8[np.ndarray, "f h2 w2 
   return video.repeat(times, axis=1).repeat(times, axis=2)
 
 
-def mp4(video: UInt8[np.ndarray, "f h w 3"], fps: float) -> bytes:
-  """H.264 in every player's pixel format; odd sizes are padded by their last row or column."""
+def mp4(
+  video: UInt8[np.ndarray, "f h w 3"], fps: float, sound: tuple[Int16[np.ndarray, " n"], int] | None = None
+) -> bytes:
+  """H.264 in every player's pixel format, with sound (of one channel, and its samples a second) as AAC; odd sizes are
+  padded by their last row or column."""
   video = enlarged(video)
   _, h, w, _ = video.shape
   video = np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
@@ -33,9 +36,15 @@ def mp4(video: UInt8[np.ndarray, "f h w 3"], fps: float) -> bytes:
     stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
     stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
     stream.options = {"crf": "12", "preset": "veryfast"}
+    track = None if sound is None else container.add_stream("aac", rate=sound[1], layout="mono")
     for frame in video:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
     container.mux(stream.encode())
+    if track is not None:
+      heard = av.AudioFrame.from_ndarray(sound[0][None].astype(np.float32) / 2**15, "fltp", "mono")
+      heard.sample_rate, heard.pts = sound[1], 0
+      container.mux(track.encode(heard))
+      container.mux(track.encode())
   return buffer.getvalue()
 
 

@@ -1,5 +1,5 @@
 """Attention over a named axis of the tokens (b f n d): `space`, `time`, `causal` (time, past only) or `joint`; or from
-them to a text."""
+them to a text, or to the sound of their time."""
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +111,23 @@ class TextAttention(Heads):
     logits = jnp.einsum("bfnke,blke->bkfnl", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(logits, axis=-1, where=seen[:, None, None, None]).astype(value.dtype)
     y = rearrange(jnp.einsum("bkfnl,blke->bfnke", weights, value), "b f n k e -> b f n (k e)")
+    return layout.tokens(self.out(layout.hidden(y, split)), split)
+
+
+class SoundAttention(Heads):
+  """Attention from the tokens of each frame to what is heard about then."""
+
+  def __call__(
+    self, x: Float[Array, "b f n d"], sound: Float[Array, "b f r d"], there: Bool[Array, "f r"], split: int
+  ) -> Float[Array, "b f n d"]:
+    """there: which of `sound` is not before the beginning, or after the end. split: see `layout`."""
+    query = rearrange(layout.hidden(self.query(x), split), "b f n (k e) -> b f n k e", k=self.heads)
+    key, value = (rearrange(dense(sound), "b f r (k e) -> b f r k e", k=self.heads) for dense in (self.key, self.value))
+    if self.query_norm is not None:
+      query, key = self.query_norm(query), self.key_norm(key)
+    logits = jnp.einsum("bfnke,bfrke->bkfnr", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits, axis=-1, where=there[None, None, :, None]).astype(value.dtype)
+    y = rearrange(jnp.einsum("bkfnr,bfrke->bfnke", weights, value), "b f n k e -> b f n (k e)")
     return layout.tokens(self.out(layout.hidden(y, split)), split)
 
 

@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vdt.models import layout, positions
-from vdt.models.attention import AXES, Attention, TextAttention
+from vdt.models.attention import AXES, Attention, SoundAttention, TextAttention
 from vdt.models.layers import DENSE, MLP, MODULATIONS, Dense, Residual, TimeEmbedding, Told, modulate, zeros
 from vdt.models.text import T5Config, T5Encoder
 
-TEXT = "text"  # an axis that is not the video's own
+TEXT, SOUND = BESIDE = ("text", "sound")  # axes that are not the video's own
 POSITIONS = ("rope", "sincos", "rope+sincos", "late sincos", "rope+places")
+NEAR = 1  # frames, of patches, that are heard before and after each
 REMAT: dict[str, Callable] = {
   "none": lambda body: body,
   "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
@@ -51,20 +53,20 @@ class TransformerConfig:
   """Patchified video in, as many values a pixel out.
 
   patch: (frames, height, width) of a patch. pattern: blocks, repeated until there are `depth` of them; each block lists
-  its attention sub-layers, an axis ("space", "time", "causal", "joint", or "text", from the tokens to the text's) or a
-  pair (axis, modulation), modulation being "zero" (the default), "single", "none", "projected" or "bare" (see
-  `layers.Residual`); its MLP is modulated like the last of them but for text, and what comes out at the end by a table
-  where none is "zero". classes: 0 = no labels. text: numbers of a token of text, 0 = no text; encoder: what makes
-  them of the numbers of its pieces, trained along, so wide. fps, size: whether the frames a second, and the height and
-  width of a video, are told, beside its time.
-  remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
-  parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds
-  tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds that of time
-  before the second block (Latte's); "rope+places" turns, and adds that of places in a frame alone: with it, a model of
-  images (pattern (("space",),), say) goes on by `init_from` as one of videos whose attentions over time are new, and
-  which makes at first of each frame what it made of the image. given: whether the mask of what was given
-  is a channel more of the input; without it a frame's time of 0 says so. variance: whether as many channels more come
-  out. discrete: see `TimeEmbedding`.
+  its attention sub-layers, an axis ("space", "time", "causal", "joint", or "text", from the tokens to the text's, or
+  "sound", to what is heard in their frame and in those next to it) or a pair (axis, modulation), modulation being
+  "zero" (the default), "single", "none", "projected" or "bare" (see `layers.Residual`); its MLP is modulated like the
+  last of them but for text and sound, and what comes out at the end by a table where none is "zero". classes: 0 = no
+  labels. text: numbers of a token of text, 0 = no text; encoder: what makes them of the numbers of its pieces, trained
+  along, so wide. sound: numbers that are heard in a frame. fps, size: whether the frames a second, and the height and
+  width of a video, are told, beside its time. remat: what the backward pass computes again, "none", "dots" (all but
+  matmuls) or "full". dtype: of the computation; parameters are float32 always. positions: "rope" turns queries and
+  keys, so attention sees distances; "sincos" adds tables to the tokens, so a block sees where the picture ends; the
+  default is both; "late sincos" adds that of time before the second block (Latte's); "rope+places" turns, and adds that
+  of places in a frame alone: with it, a model of images (pattern (("space",),), say) goes on by `init_from` as one of
+  videos whose attentions over time are new, and which makes at first of each frame what it made of the image. given:
+  whether the mask of what was given is a channel more of the input; without it a frame's time of 0 says so. variance:
+  whether as many channels more come out. discrete: see `TimeEmbedding`.
   """
 
   depth: int = 12
@@ -86,11 +88,12 @@ class TransformerConfig:
   encoder: T5Config | None = None
   fps: bool = False
   size: bool = False
+  sound: int = 0
 
   @property
   def conditions(self) -> tuple[str, ...]:
     """What a video may be conditioned on: keys of cond, and of what is dropped, cond["null"]."""
-    there = {"label": self.classes, "fps": self.fps, "size": self.size, "text": self.text}
+    there = {"label": self.classes, "fps": self.fps, "size": self.size, "text": self.text, "sound": self.sound}
     return tuple(name for name, value in there.items() if value)
 
   @classmethod
@@ -109,13 +112,15 @@ class TransformerConfig:
         raise ValueError(f"model.pattern holds the block {block!r}, which is not a tuple of attentions: {example}")
       pairs = [(entry, "zero") if isinstance(entry, str) else entry for entry in block]
       for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and pair[0] in (*AXES, TEXT) and pair[1] in MODULATIONS):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and pair[0] in (*AXES, *BESIDE) and pair[1] in MODULATIONS):
           raise ValueError(
-            f"model.pattern holds {pair!r}: an attention is one of {', '.join((*AXES, TEXT))}, alone or with one of "
+            f"model.pattern holds {pair!r}: an attention is one of {', '.join((*AXES, *BESIDE))}, alone or with one of "
             f"{', '.join(MODULATIONS)}; {example}"
           )
-      if all(axis == TEXT for axis, _ in pairs):
-        raise ValueError(f"model.pattern holds the block {block!r}: beside text, it attends over an axis of the video")
+      if all(axis in BESIDE for axis, _ in pairs):
+        raise ValueError(
+          f"model.pattern holds the block {block!r}: beside text or sound, it attends over an axis of the video"
+        )
       blocks.append(pairs)
     return blocks
 
@@ -148,7 +153,7 @@ class TransformerConfig:
     """`flops` of the attention over each axis (without its dense layers), of what modulates, and of all else."""
     f, h, w = self.cells(frames, size)
     n, d = h * w, self.width
-    context = {"space": n, "time": f, "causal": f, "joint": f * n, TEXT: 0}  # a text is short
+    context = {"space": n, "time": f, "causal": f, "joint": f * n, TEXT: 0, SOUND: 0}  # these are short
     repeats = 2.0 * (self.depth // len(self.pattern))
     cell = self.patch[0] * self.patch[1] * self.patch[2]
     parts = {"dense": 2.0 * f * n * cell * (self.inputs + self.outputs) * d, "modulation": 2.0 * f * (256 + d) * d}
@@ -158,15 +163,15 @@ class TransformerConfig:
       for axis, modulation in block:
         name = f"{axis} attention"
         parts[name] = parts.get(name, 0.0) + repeats * f * n * 2 * context[axis] * d
-        parts["dense"] += repeats * f * n * ({TEXT: 2}.get(axis, 4) + (modulation == "projected")) * d * d
+        parts["dense"] += repeats * f * n * ({TEXT: 2, SOUND: 2}.get(axis, 4) + (modulation == "projected")) * d * d
         parts["modulation"] += repeats * f * 3 * d * d * (modulation == "zero")
       parts["dense"] += repeats * f * n * 2 * self.mlp_ratio * d * d
       parts["modulation"] += repeats * f * 3 * d * d * (mlp_modulation(block) == "zero")
     return parts
 
-  def reads(self) -> bool:
-    """Whether some block attends to a text."""
-    return any(axis == TEXT for block in self.entries() for axis, _ in block)
+  def attends(self, axis: str) -> bool:
+    """Whether some block does over this axis."""
+    return any(name == axis for block in self.entries() for name, _ in block)
 
   def zero_ends(self) -> bool:
     """Whether what comes out is modulated by a map of its own, and not by a table."""
@@ -190,10 +195,12 @@ class TransformerConfig:
       f"model.heads {self.heads} is not a multiple of mesh.tensor {tensor}": self.heads % tensor,
       f"{h * w} patches a frame are not a multiple of mesh.sequence {sequence}": h * w % sequence,
       f"model.heads {self.heads} is not a multiple of mesh.tensor x mesh.sequence {tensor * sequence}, which joint "
-      f"attention needs": self.heads % (tensor * sequence) and any(axis == "joint" for b in blocks for axis, _ in b),
-      f"model.text is {self.text}, with{'' if self.reads() else 'out'} text in model.pattern: set both, or neither": (
-        self.reads() != (self.text > 0)
-      ),
+      f"attention needs": self.heads % (tensor * sequence) and self.attends("joint"),
+      **{
+        f"model.{axis} is {numbers}, with{'' if self.attends(axis) else 'out'} {axis} in model.pattern: set both, or "
+        f"neither": self.attends(axis) != (numbers > 0)
+        for axis, numbers in ((TEXT, self.text), (SOUND, self.sound))
+      },
       f"model.text is {self.text}, model.encoder is {getattr(self.encoder, 'width', 0)} wide: set both alike": (
         self.encoder is not None and self.encoder.width != self.text
       ),
@@ -222,20 +229,21 @@ def dropped(cond: dict, name: str) -> Bool[Array, " b"] | bool:
 
 
 def mlp_modulation(block: list[tuple[str, str]]) -> str:
-  return [modulation for axis, modulation in block if axis != TEXT][-1]
+  return [modulation for axis, modulation in block if axis not in BESIDE][-1]
 
 
 class Around(NamedTuple):
   """What all blocks see beside the tokens.
 
   time: (b f d), of each frame, with the label. shared: (b f 6d), "single"'s map. text: (b l d) and which of it is there
-  (b l). late: (f d), a table for the first repeat's second block. cells: patches along (f, h, w). kernels: see
-  `Network`.
+  (b l). sound: (b f r d), what is heard in each frame and around it, and which of it is there (f r). late: (f d), a
+  table for the first repeat's second block. cells: patches along (f, h, w). kernels: see `Network`.
   """
 
   time: Array
   shared: Array | None
   text: tuple[Array, Array] | None
+  sound: tuple[Array, Array] | None
   late: Array | None
   cells: tuple[int, int, int]
   kernels: bool
@@ -251,6 +259,8 @@ class Block(nnx.Module):
     def body(axis: str) -> nnx.Module:
       if axis == TEXT:
         return TextAttention(width, config.heads, **options)
+      if axis == SOUND:
+        return SoundAttention(width, config.heads, **options)
       return Attention(axis, width, config.heads, rotary="rope" in config.positions, **options)
 
     self.axes = tuple(axis for axis, _ in entries)
@@ -267,7 +277,7 @@ class Block(nnx.Module):
     for axis, attention in zip(self.axes, self.attention):
       wanted = layout.SPLIT.get(axis, split)
       x, split = layout.switch(x, split, wanted), wanted
-      rest = around.text if axis == TEXT else (around.cells, around.kernels)
+      rest = {TEXT: around.text, SOUND: around.sound}.get(axis, (around.cells, around.kernels))
       x = attention(x, time, for_attention, *rest, split)
     return self.mlp(x, time, for_mlp, split), split
 
@@ -307,6 +317,10 @@ class VideoDiT(nnx.Module):
     if config.text:
       self.text_up = Dense(config.text, width, dtype=dtype, rngs=rngs)
       self.text_down = Dense(width, width, dtype=dtype, rngs=rngs)
+    if config.sound:
+      self.sound_up = Dense(config.patch[0] * config.sound, width, dtype=dtype, rngs=rngs)
+      self.sound_down = Dense(width, width, dtype=dtype, rngs=rngs)
+      self.sound_places = nnx.Param(jax.random.normal(rngs.params(), (2 * NEAR + 1, width)) * width**-0.5)
     if "single" in config.kinds():
       self.modulation = Dense(width, 6 * width, dtype=dtype, kernel_init=zeros, rngs=rngs)
     repeats = config.depth // len(config.pattern)
@@ -323,7 +337,8 @@ class VideoDiT(nnx.Module):
   ) -> Float[Array, "b f h w o"]:
     """cond: "given" (b f h w 1), and what `conditions` names: "label" (b,), "fps" (b,), "size" (b 2), "text" (b l e),
     or (b l) of pieces where there is an encoder, with "text_seen" (b l), which of it is there; without it, one token of
-    zeros. cond["null"] has for each of them whether it is dropped (b,); one that it lacks is not."""
+    zeros; "sound" (b f e); without it, zeros. cond["null"] has for each of them whether it is dropped (b,); one that it
+    lacks is not."""
     tokens, around = self.enter(x, t, cond, kernels)
     return self.leave(self.repeat(tokens, around), around).astype(x.dtype)
 
@@ -359,7 +374,9 @@ class VideoDiT(nnx.Module):
       late = None if late is None else jnp.pad(late, ((0, padding), (0, 0)))
     time = layout.whole(time)
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
-    around = Around(time, shared, self.read(cond, x.shape[0]) if config.text else None, late, cells, kernels)
+    text = self.read(cond, x.shape[0]) if config.text else None
+    sound = self.hear(cond, x.shape[0], cells[0], tokens.shape[1]) if config.sound else None
+    around = Around(time, shared, text, sound, late, cells, kernels)
     return layout.tokens(tokens, layout.FRAMES), around
 
   def read(self, cond: dict, count: Any) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
@@ -373,6 +390,22 @@ class VideoDiT(nnx.Module):
     seen = jnp.where(null, (jnp.arange(text.shape[1]) == 0)[None], seen)
     hidden = nnx.gelu(self.text_up(text.astype(self.config.dtype)), approximate=True)
     return self.text_down(hidden), seen
+
+  def hear(
+    self, cond: dict, count: Any, frames: int, padded: int
+  ) -> tuple[Float[Array, "b f r d"], Bool[Array, "f r"]]:
+    """The sound as blocks attend to it: of each of so many frames of patches, what is heard from `NEAR` before it to
+    `NEAR` after it; zeros where it is dropped, or not there. count: as `read` has it."""
+    config = self.config
+    sound = cond.get("sound", jnp.zeros((count, frames * config.patch[0], config.sound)))
+    sound = jnp.where(jnp.reshape(dropped(cond, "sound"), (-1, 1, 1)), 0.0, sound)
+    sound = rearrange(sound, "b (f p) e -> b f (p e)", p=config.patch[0])
+    heard = self.sound_down(nnx.gelu(self.sound_up(sound.astype(config.dtype)), approximate=True))
+    heard = jnp.pad(heard, ((0, 0), (NEAR, NEAR + padded - frames), (0, 0)))
+    around = jnp.stack([heard[:, place : place + padded] for place in range(2 * NEAR + 1)], 2)
+    place = np.arange(padded)[:, None] + np.arange(-NEAR, NEAR + 1)
+    there = (place >= 0) & (place < frames) | (place == np.arange(padded)[:, None])  # of padding, itself
+    return around + self.sound_places[...].astype(heard.dtype)[None, None], jnp.asarray(there)
 
   def leave(self, tokens: Float[Array, "b cells n d"], around: Around) -> Float[Array, "b f h w o"]:
     """What the network says, from the last block's tokens."""
