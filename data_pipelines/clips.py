@@ -19,12 +19,13 @@ from data_pipelines.reading import Batch, Reader, shuffled
 class Clips(Reader):
   """Clips of `frames` frames of `size` (height, width) from the TFDS array_record set at `data_dir`/`name`.
 
-  Stored clips that are longer, or larger, are cut at an offset drawn for each position in training; elsewhere at
-  their start, and in their middle. strides: one is drawn for each training clip, of those for which what is stored is
-  long enough: it shows every so many-th frame; what is held out has the least of them, of which `fps` is. flip:
-  mirror half of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs are
-  shuffled apart. seed: of all that is drawn in training; what is held out comes in one order. prefetch, readers: see
-  `Reader`. cache: where the mirror of a data_dir gs://... is kept, see `remote.local`.
+  Stored clips that are longer, or larger, are cut at an offset drawn for each position in training; elsewhere at their
+  start, and in their middle. strides: one is drawn for each training clip, of those for which what is stored is long
+  enough: it shows every so many-th frame; what is held out has the least of them, of which `fps` is. flip: mirror half
+  of the training clips, left to right. turn: turn each of them by 0, 90, 180 or 270 degrees. Epochs are shuffled apart.
+  limit: of the training split, only so many clips are read, the first ones; 0: all. seed: of all that is drawn in
+  training; what is held out comes in one order. prefetch, readers: see `Reader`. cache: where the mirror of a data_dir
+  gs://... is kept, see `remote.local`.
   """
 
   name: str
@@ -37,6 +38,7 @@ class Clips(Reader):
   flip: bool = False
   turn: bool = False
   strides: tuple[int, ...] = (1,)
+  limit: int = 0
   prefetch: int = 2
   readers: int = 2
   cache: str | None = None
@@ -61,6 +63,8 @@ class Clips(Reader):
       raise ValueError(f"data.turn needs square clips, not {stored[1:]}: set it to False")
     if any(wanted > there for wanted, there in zip(asked, stored)):
       raise ValueError(f"{self.directory} holds clips of (frames, height, width) {stored}, data asks for {asked}")
+    if not 0 <= self.limit <= (there := len(self._source)) and self.split == "train":
+      raise ValueError(f"data.limit is {self.limit}: at least 0, and at most the {there} clips of {self.directory}")
     if not self.strides or min(self.strides) < 1 or (self.frames - 1) * min(self.strides) >= stored[0]:
       raise ValueError(
         f"data.strides {tuple(self.strides)} of {self.frames} frames: at least 1, and one of them must fit into the "
@@ -99,7 +103,7 @@ class Clips(Reader):
     return {"offset": offset, "stored": dict(self._builder.info.metadata)}
 
   def __len__(self) -> int:
-    return len(self._source)
+    return self.limit if self.limit and self.split == "train" else len(self._source)
 
   def fingerprint(self) -> str:
     """A hash of what the data set is said to hold, of its files' names and sizes, and of the first clips of `split`."""
@@ -146,7 +150,7 @@ class Clips(Reader):
     import tensorflow_datasets as tfds
 
     source = self._builder.as_data_source(self.split, decoders={"video": tfds.decode.SkipDecoding()})
-    return [source[number]["caption"].decode() for number in range(len(source))]
+    return [source[number]["caption"].decode() for number in range(len(self))]
 
   def _clip(self, tall: np.ndarray, position: int) -> tuple[np.ndarray, int, int]:
     """A stored tall image (f h, w, 3) to a clip (f h w 3), its stride and first frame, every random choice keyed by the

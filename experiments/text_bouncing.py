@@ -33,7 +33,7 @@ def get_config(variant: str = "full") -> Config:
     steps=100_000,
     data=SimulatedClips(name="sprites64", frames=16, size=(64, 64), batch_size=64),
     text=Pieces(length=24, vocabulary=512),
-    model=TransformerConfig.sized("S", patch=(1, 4, 4), pattern=(("space", "text"), ("time",)), text=256),
+    model=TransformerConfig.sized("S", patch=(1, 4, 4), pattern=(("space", "text"), ("time",)), text=256, pooled=True),
     diffusion=RectifiedFlow(shift=resolution_shift(tokens=16 * 16 * 16, base_tokens=32 * 32)),
     tasks=Tasks(generation=0.8, single_frame=0.1, prediction=0.1),
     sampler=Sampler(method="heun", steps=16, guidance_scale=3.0),
@@ -51,7 +51,7 @@ def get_config(variant: str = "full") -> Config:
       pass
     case "demo" | "tiny":
       config.data = SimulatedClips(name="sprites16x8000", frames=8, size=(16, 16), batch_size=32)
-      small = dict(pattern=(("space", "time", "text"),), remat="dots", dtype="float32", text=64)
+      small = dict(pattern=(("space", "time", "text"),), dtype="float32", text=64, pooled=True)
       config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), **small)
       config.model.encoder = T5Config(512, width=64, depth=1, heads=2, head_size=32, mlp=128, dtype="float32")
       config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")

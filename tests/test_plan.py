@@ -89,6 +89,8 @@ def test_what_cannot_be_planned_is_said(capsys, flags, said):
 
 
 FULL = {
+  "emoji": ("full",),
+  "images": ("full",),
   "sound_bouncing": ("full",),
   "text_bouncing": ("full",),
   "autoencoder": (),  # not planned yet: convolutions are not among what is priced

@@ -48,8 +48,9 @@ def evaluate(
     repeats: int = 1,
     given_frames: int | None = None,
     paste: bool = True,
+    swapped: tuple[str, ...] = (),
   ) -> np.ndarray:
-    return sampled(count, task, split, repeats, given_frames, paste)  # cached, however the arguments are written
+    return sampled(count, task, split, repeats, given_frames, paste, swapped)  # cached, whatever was left out
 
   def given(count: int, task: str, split: str = "test", given_frames: int | None = None) -> np.ndarray:
     like = clips(split)
@@ -57,8 +58,17 @@ def evaluate(
     return plans.planned(task, seed, (count, like.frames, *like.size), patch_frames, given_frames)
 
   @functools.cache
-  def sampled(count: int, task: str, split: str, repeats: int, given_frames: int | None, paste: bool) -> np.ndarray:
+  def sampled(
+    count: int,
+    task: str,
+    split: str,
+    repeats: int,
+    given_frames: int | None,
+    paste: bool,
+    swapped: tuple[str, ...],
+  ) -> np.ndarray:
     rows = first(data(split), count)
+    rows |= {name: np.roll(rows[name], -1, axis=0) for name in swapped}
     mask = between.mask(np.repeat(given(count, task, split, given_frames), repeats, axis=0))
     videos = generate(
       config,

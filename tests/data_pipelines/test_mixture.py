@@ -98,6 +98,20 @@ def test_each_record_is_counted_once_whatever_the_shares(parts):
   assert len(alike) == len(balls), "of one shape"
 
 
+def test_a_limit_leaves_the_first_clips_of_training_and_all_that_is_held_out(parts):
+  balls, _ = parts
+  few = dataclasses.replace(balls, limit=5)
+  few.prepare()
+  seen = np.concatenate([few.batch(step)["id"] for step in range(10)])
+  first = balls.records(np.arange(5))
+  assert {*seen.tolist()} == {*first["id"].tolist()} and len(few) == 5
+  assert few.captions() == first["caption"].tolist()
+  assert all(np.unique(seen[5 * epoch :][:5]).size == 5 for epoch in range(16)), "each once an epoch"
+  assert len(dataclasses.replace(few, split="test")) == len(dataclasses.replace(balls, split="test"))
+  with pytest.raises(ValueError, match=r"data\.limit is 6001: at least 0, and at most the 6000 clips"):
+    dataclasses.replace(balls, limit=6001).prepare()
+
+
 def test_held_out_clips_have_the_least_stride(parts):
   balls, _ = parts
   plain = dataclasses.replace(balls, split="test", frames=6)

@@ -6,35 +6,46 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vdt.evals import Run, Table, first, pixels, real_videos
 from vdt.evals.tracking import Track, track
 
 RADII, HARMONICS, ANGLES = 8, 6, 48
 REACH = 2.2  # of the rings that a shape is seen by, in radii of a disc of its area
+GRAIN = 8  # pixels, of a side
 APART = 0.25  # of the frames may show no object, or several
 
 
 @dataclasses.dataclass
 class Prompts:
   """Rows: what a caption says, and all of it. Columns: the share of `samples` of which the judge says the same, with
-  its 95 % interval `low`, `high` (Wilson 1927); of `real` clips; of samples against captions of others (`shuffled`).
+  its 95 % interval `low`, `high` (Wilson 1927); of `real` clips; of samples against captions of others (`shuffled`);
+  and of samples that were made with the `swapped` of the next clip, "video" (what is given) or "caption", against their
+  own captions.
 
-  says: pairs of what is said (one of LOOKS) and the words for it; of each a caption has one. judged_by: training clips
-  that the judge learns the words on. Clips of which it sees no object, or several, count as wrong. ValueError for a
-  caption without one of the words, or for an unknown look.
+  says: what is said, the words for it, of which a caption has one, and what that looks like, one of LOOKS, which may be
+  left out where it has the same name. judged_by: training clips that the judge learns the words on. task, given_frames:
+  what is given, and not judged. Where a look follows an object, clips of which none is seen, or several, count as
+  wrong. ValueError for a caption without one of the words, or for an unknown look.
   """
 
-  says: tuple[tuple[str, tuple[str, ...]], ...]
+  says: tuple[tuple, ...]
   count: int = 64
   judged_by: int = 1024
   split: str = "test"
   every: int = 0
+  task: str = "generation"
+  given_frames: int | None = None
+  swapped: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if unknown := {name for name, _ in self.says} - {*LOOKS}:
+    if unknown := {*self.looks.values()} - {*LOOKS}:
       raise ValueError(f"evals of prompts know no {', '.join(sorted(unknown))}: choose from {', '.join(LOOKS)}")
+
+  @property
+  def looks(self) -> dict[str, str]:
+    return {name: (*look, name)[0] for name, _, *look in self.says}
 
   @property
   def clips(self) -> int:
@@ -43,24 +54,29 @@ class Prompts:
   def __call__(self, run: Run) -> Table:
     data, known = run.data(self.split), run.data("train")
     learned = first(known, min(self.judged_by, len(known)))
-    judge = Judge.learn(pixels(learned["video"]), self.words(learned["caption"]))
+    rest = slice(self.given_frames or 0, None)
+    judge = Judge.learn(pixels(learned["video"])[:, rest], self.words(learned["caption"]), self.looks)
     said = self.words(first(data, self.count)["caption"])
-    seen = judge(run.sample(self.count, split=self.split)[:, 0])
-    real = judge(real_videos(data, self.count))
-    other = {name: np.roll(words, 1) for name, words in said.items()}
-    right = {name: [seen[name] == said[name], real[name] == said[name], seen[name] == other[name]] for name in said}
-    right["all"] = [np.all(each, 0) for each in zip(*right.values())]
+    how = dict(task=self.task, split=self.split, given_frames=self.given_frames)
+    seen = judge(run.sample(self.count, **how)[:, 0, rest])
+    real = judge(real_videos(data, self.count)[:, rest])
+    other = {name: np.roll(words, -1) for name, words in said.items()}
+    made = {"samples": (seen, said), "real": (real, said), "shuffled": (seen, other)}
+    for what in self.swapped:
+      made[f"other {what}"] = judge(run.sample(self.count, **how, swapped=(what,))[:, 0, rest]), said
+    right = {name: {column: one[name] == two[name] for column, (one, two) in made.items()} for name in said}
+    right["all"] = {column: np.all([row[column] for row in right.values()], 0) for column in made}
     table = {}
-    for name, (samples, clips, shuffled) in right.items():
-      low, high = wilson(int(samples.sum()), self.count)
-      shares = {"samples": samples.mean(), "low": low, "high": high, "real": clips.mean(), "shuffled": shuffled.mean()}
-      table[name] = {column: float(value) for column, value in shares.items()}
+    for name, row in right.items():
+      low, high = wilson(int(row["samples"].sum()), self.count)
+      shares = {column: float(each.mean()) for column, each in row.items()}
+      table[name] = {"samples": shares.pop("samples"), "low": low, "high": high, **shares}
     return table
 
   def words(self, captions: np.ndarray) -> dict[str, np.ndarray]:
     """Of each caption, the number of the first word that it has, by what is said."""
     found = {}
-    for name, words in self.says:
+    for name, words, *_ in self.says:
       pattern = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in words))
       heard = [pattern.search(caption) for caption in captions.tolist()]
       if None in heard:
@@ -71,53 +87,63 @@ class Prompts:
 
 
 class Discriminant(NamedTuple):
-  """Linear discriminant analysis (Fisher 1936): the class of the nearest mean, in units of the spread within."""
+  """Linear discriminant analysis (Fisher 1936): the class of the nearest mean, in units of the spread within; of those
+  that it was shown."""
 
+  labels: Int[np.ndarray, " k"]
   means: Float[np.ndarray, "k d"]
   map: Float[np.ndarray, "d d"]
 
   @classmethod
   def learn(cls, features: Float[np.ndarray, "n d"], labels: np.ndarray) -> "Discriminant":
-    means = np.stack([features[labels == each].mean(0) for each in range(labels.max() + 1)])
-    spread = np.cov((features - means[labels]).T).reshape(features.shape[1], -1)
+    there, which = np.unique(labels, return_inverse=True)
+    means = np.stack([features[labels == each].mean(0) for each in there])
+    spread = np.cov((features - means[which]).T).reshape(features.shape[1], -1)
     spread += 1e-3 * np.trace(spread) / len(spread) * np.eye(len(spread))
     values, vectors = np.linalg.eigh(spread)
-    return cls(means, vectors * np.maximum(values, 1e-12) ** -0.5)
+    return cls(there, means, vectors * np.maximum(values, 1e-12) ** -0.5)
 
   def __call__(self, features: Float[np.ndarray, "n d"]) -> np.ndarray:
     apart = (features[:, None] - self.means) @ self.map
-    return np.square(apart).sum(-1).argmin(1)
+    return self.labels[np.square(apart).sum(-1).argmin(1)]
 
 
 class Judge(NamedTuple):
-  """What words look like, by what is said."""
+  """What words look like, by what is said, and which of LOOKS that is."""
 
   known: dict[str, Discriminant]
+  looks: dict[str, str]
 
   @classmethod
-  def learn(cls, videos: Float[np.ndarray, "b f h w c"], words: dict[str, np.ndarray]) -> "Judge":
+  def learn(
+    cls, videos: Float[np.ndarray, "b f h w c"], words: dict[str, np.ndarray], looks: dict[str, str]
+  ) -> "Judge":
     """From clips in [-1, 1] and the number of each word. ValueError where none of them shows one object."""
-    tracks = [track(video) for video in videos]
-    clear = np.array([alone(each) for each in tracks])
-    if not clear.any():
+    clear, rows = followed(videos, looks)
+    if not rows:
       raise ValueError(
-        "no single object was found in real clips: prompts are judged by bright objects on a plain background"
+        "no single object was found in real clips: these looks are of bright objects on a plain background"
       )
-    rows = [(video, each) for video, each, good in zip(videos, tracks, clear) if good]
-    return cls(
-      {name: Discriminant.learn(np.stack([LOOKS[name](*row) for row in rows]), words[name][clear]) for name in words}
-    )
+    seen = {look: np.stack([LOOKS[look](*row) for row in rows]) for look in {*looks.values()}}
+    return cls({name: Discriminant.learn(seen[look], words[name][clear]) for name, look in looks.items()}, looks)
 
   def __call__(self, videos: Float[np.ndarray, "b f h w c"]) -> dict[str, np.ndarray]:
-    """The number of the word for each clip, -1 where it shows no object, or several."""
-    tracks = [track(video) for video in videos]
-    clear = np.array([alone(each) for each in tracks])
+    """The number of the word for each clip, -1 where it shows no object, or several, and a look follows one."""
+    clear, rows = followed(videos, self.looks)
     found = {name: np.full(len(videos), -1) for name in self.known}
-    rows = [(video, each) for video, each, good in zip(videos, tracks, clear) if good]
     for name, known in self.known.items():
       if rows:
-        found[name][clear] = known(np.stack([LOOKS[name](*row) for row in rows]))
+        found[name][clear] = known(np.stack([LOOKS[self.looks[name]](*row) for row in rows]))
     return found
+
+
+def followed(videos: Float[np.ndarray, "b f h w c"], looks: dict[str, str]) -> tuple[np.ndarray, list[tuple]]:
+  """Which clips can be judged (b,), and each of them with its track, if some look follows an object."""
+  if {*looks.values()} == {"appearance"}:
+    return np.ones(len(videos), bool), [(video, None) for video in videos]
+  tracks = [track(video) for video in videos]
+  clear = np.array([alone(each) for each in tracks])
+  return clear, [(video, each) for video, each, good in zip(videos, tracks, clear) if good]
 
 
 def alone(tracks: Track) -> bool:
@@ -152,7 +178,13 @@ def shape(video: Float[np.ndarray, "f h w c"], tracks: Track) -> Float[np.ndarra
   return np.mean(found, axis=0).ravel()
 
 
-LOOKS = {"colour": colour, "shape": shape, "direction": direction}
+def appearance(video: Float[np.ndarray, "f h w c"], tracks: Track | None) -> Float[np.ndarray, " n"]:
+  """All of it, small: the mean of the frames, and how much they differ."""
+  small = np.stack([cv2.resize(frame, (GRAIN, GRAIN), interpolation=cv2.INTER_AREA) for frame in video])
+  return np.concatenate([small.mean(0).ravel(), small.std(0).ravel()])
+
+
+LOOKS = {"colour": colour, "shape": shape, "direction": direction, "appearance": appearance}
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:

@@ -58,15 +58,16 @@ class TransformerConfig:
   "zero" (the default), "single", "none", "projected" or "bare" (see `layers.Residual`); its MLP is modulated like the
   last of them but for text and sound, and what comes out at the end by a table where none is "zero". classes: 0 = no
   labels. text: numbers of a token of text, 0 = no text; encoder: what makes them of the numbers of its pieces, trained
-  along, so wide. sound: numbers that are heard in a frame. fps, size: whether the frames a second, and the height and
-  width of a video, are told, beside its time. remat: what the backward pass computes again, "none", "dots" (all but
-  matmuls) or "full". dtype: of the computation; parameters are float32 always. positions: "rope" turns queries and
-  keys, so attention sees distances; "sincos" adds tables to the tokens, so a block sees where the picture ends; the
-  default is both; "late sincos" adds that of time before the second block (Latte's); "rope+places" turns, and adds that
-  of places in a frame alone: with it, a model of images (pattern (("space",),), say) goes on by `init_from` as one of
-  videos whose attentions over time are new, and which makes at first of each frame what it made of the image. given:
-  whether the mask of what was given is a channel more of the input; without it a frame's time of 0 says so. variance:
-  whether as many channels more come out. discrete: see `TimeEmbedding`.
+  along, so wide; pooled: whether the mean of these tokens is added to the time as well. sound: numbers that are heard
+  in a frame. fps, size: whether the frames a second, and the height and width of a video, are told, beside its time.
+  remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
+  parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds
+  tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds that of time
+  before the second block (Latte's); "rope+places" turns, and adds that of places in a frame alone: with it, a model of
+  images (pattern (("space",),), say) goes on by `init_from` as one of videos whose attentions over time are new, and
+  which makes at first of each frame what it made of the image. given: whether the mask of what was given is a channel
+  more of the input; without it a frame's time of 0 says so. variance: whether as many channels more come out. discrete:
+  see `TimeEmbedding`.
   """
 
   depth: int = 12
@@ -89,6 +90,7 @@ class TransformerConfig:
   fps: bool = False
   size: bool = False
   sound: int = 0
+  pooled: bool = False
 
   @property
   def conditions(self) -> tuple[str, ...]:
@@ -204,6 +206,7 @@ class TransformerConfig:
       f"model.text is {self.text}, model.encoder is {getattr(self.encoder, 'width', 0)} wide: set both alike": (
         self.encoder is not None and self.encoder.width != self.text
       ),
+      "model.pooled is of a text: set model.text": self.pooled and not self.text,
       f"model.remat {self.remat!r} is none of {', '.join(REMAT)}": self.remat not in REMAT,
       f"model.positions {self.positions!r} is none of {', '.join(POSITIONS)}": self.positions not in POSITIONS,
       f"model.dtype {self.dtype!r} is neither bfloat16 nor float32": self.dtype not in ("bfloat16", "float32"),
@@ -317,6 +320,8 @@ class VideoDiT(nnx.Module):
     if config.text:
       self.text_up = Dense(config.text, width, dtype=dtype, rngs=rngs)
       self.text_down = Dense(width, width, dtype=dtype, rngs=rngs)
+      if config.pooled:
+        self.text_pooled = Dense(width, width, dtype=dtype, kernel_init=zeros, rngs=rngs)
     if config.sound:
       self.sound_up = Dense(config.patch[0] * config.sound, width, dtype=dtype, rngs=rngs)
       self.sound_down = Dense(width, width, dtype=dtype, rngs=rngs)
@@ -372,9 +377,12 @@ class VideoDiT(nnx.Module):
       tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0), (0, 0)))
       time = jnp.pad(time, ((0, 0), (0, padding), (0, 0)))
       late = None if late is None else jnp.pad(late, ((0, padding), (0, 0)))
+    text = self.read(cond, x.shape[0]) if config.text else None
+    if config.pooled:
+      words, seen = text
+      time += self.text_pooled(jnp.mean(words, 1, where=seen[..., None]))[:, None]
     time = layout.whole(time)
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
-    text = self.read(cond, x.shape[0]) if config.text else None
     sound = self.hear(cond, x.shape[0], cells[0], tokens.shape[1]) if config.sound else None
     around = Around(time, shared, text, sound, late, cells, kernels)
     return layout.tokens(tokens, layout.FRAMES), around

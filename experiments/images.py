@@ -1,0 +1,85 @@
+r"""Do pictures teach videos? Few clips, many single frames, equal compute.
+
+  vdt train --config experiments/images.py:images --workdir runs/images
+  vdt sweep --config experiments/images.py --workdir runs/images_help --workers 2
+  vdt compare runs/images_help
+
+Balls under gravity: pictures are the frames of 6,000 clips, videos are 64 or 512 of these. Arms: `scratch`; `all` and
+`time`, which go on from the model of pictures, with all parameters or with the attentions over time alone; `joint`,
+clips and pictures in turn. As many clips are looked at by scratch and joint as by the others, the pictures counted in
+(8 of them are a clip); what a step costs in attention over time is not counted.
+
+Variants: full (16 frames of 64 x 64, for an accelerator: joint), images (the model of pictures), ARM-CLIPS (say
+time-64; two minutes on a CPU core), tiny (joint, seconds).
+
+Measured: nothing yet.
+"""
+
+from data_pipelines.clips import SimulatedClips
+from data_pipelines.mixture import Buckets
+from vdt.config import AdamW, Config, Muon
+from vdt.diffusion import RectifiedFlow, Sampler, Tasks
+from vdt.evals.motion import Motion
+from vdt.evals.physics import Physics
+from vdt.evals.val_loss import ValLoss
+from vdt.models import TransformerConfig
+from vdt.sweep import Arm, product, seeds
+
+STEPS = 800  # of 16 clips, in all
+SHARE = 0.4  # of them are of pictures, where there are any
+ARMS, COUNTS = ("scratch", "all", "time", "joint"), (64, 512)
+
+
+def get_config(variant: str = "full") -> Config:
+  videos = SimulatedClips(name="bouncing64", frames=16, size=(64, 64), batch_size=64)
+  pictures = SimulatedClips(name="bouncing64", frames=1, size=(64, 64), batch_size=1024)
+  pattern = (("space", "time"),)
+  config = Config(
+    steps=100_000,
+    data=Buckets((videos, pictures), (1 - SHARE, SHARE)),
+    model=TransformerConfig.sized("S", patch=(1, 4, 4), pattern=pattern, classes=4, positions="rope+places"),
+    diffusion=RectifiedFlow(shift=3.0, prediction="x0"),
+    tasks=Tasks(),
+    sampler=Sampler(method="heun", steps=32, churn=0.4),
+    optimizer=AdamW(lr=2e-4, warmup=1_000),
+    topology="v5e:2x4",
+    evals={"loss": ValLoss(count=128), "motion": Motion(), "physics": Physics(count=128)},
+  )
+  if variant == "full":
+    return config
+  arm, _, count = variant.partition("-")
+  limit = int(count) if count.isdecimal() else 0
+  if variant not in ("images", "tiny") and not (arm in ARMS and limit):
+    raise ValueError(f"unknown variant {variant!r}: choose full, images, tiny or ARM-CLIPS, of {', '.join(ARMS)}")
+  small = dict(size=(16, 16), name="bouncing16")
+  videos = SimulatedClips(frames=8, batch_size=16, limit=limit, **small)
+  pictures = SimulatedClips(frames=1, batch_size=128, **small)
+  config.model = TransformerConfig(3, 64, 2, (1, 4, 4), pattern, classes=4, positions="rope+places", dtype="float32")
+  config.ema = 0.99
+  config.steps, config.log_every, config.save_every, config.keep = STEPS, 20, 200, 1
+  match arm:
+    case "images":
+      config.data, config.steps, config.evals = pictures, int(SHARE * STEPS), {"loss": ValLoss(count=128)}
+      config.model.pattern = (("space",),)
+    case "scratch" | "all" | "time":
+      config.data = videos
+      if arm != "scratch":
+        config.steps, config.init_from = STEPS - int(SHARE * STEPS), "runs/images"
+      if arm == "time":
+        config.freeze = "^(?!.*attention/1/)"
+    case "joint":
+      config.data = Buckets((videos, pictures), (1 - SHARE, SHARE))
+    case "tiny":
+      videos.batch_size, pictures.batch_size, videos.limit = 4, 8, 64
+      config.data = Buckets((videos, pictures), (1 - SHARE, SHARE))
+      config.steps, config.log_every, config.save_every, config.sampler.steps = 20, 5, 10, 4
+      for each in config.evals.values():
+        each.count = 8
+  config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
+  return config
+
+
+def sweep():
+  """Each arm with so many clips, three times."""
+  variants = [Arm(f"{arm}-{count}", {"variant": f"{arm}-{count}"}) for count in COUNTS for arm in ARMS]
+  return product(variants, seeds(3))
