@@ -36,7 +36,7 @@ def ingested(tmp_path_factory):
   held_out.write_text("film_4.mp4\nfilm_5.mp4\n")
   options = "--size 32 --fps 8 --frames 8 --stride 2 --format png".split()
   cli.main(["ingest", str(folder), "--out", str(out), *options, "--test-sources", str(held_out)])
-  films = emoji.make([package(folder / "emoji.tgz", stems("1f3a8") + stems("1f680"))], folder / "emoji", size=32)
+  films = emoji.make([package(folder / "emoji.tgz", stems("1f52c") + stems("1f680"))], folder / "emoji", size=32)
   options[-3:] = ["4", "--format", "png"]
   options += ["--captions", str(films / "captions.csv"), "--test-sources", str(films / "held_out.txt")]
   cli.main(["ingest", str(films), "--out", str(out.with_name("emoji")), *options])
