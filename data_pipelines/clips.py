@@ -177,13 +177,14 @@ class Clips(Reader):
 
   def records(self, index: np.ndarray) -> Batch:
     """What is stored at `index` (n,) of the split, whole and unchanged, but for frames cut to `size` in their middle:
-    "video" (n f h w 3), and as `read`."""
+    "video" (n f h w 3), and as `read`, but for "fps"."""
     frames, *stored = self.stored
     top, left = ((there - asked) // 2 for there, asked in zip(stored, self.size))
     cut = np.s_[:, :, top : top + self.size[0], left : left + self.size[1]]
     examples = self._source.__getitems__(index.tolist())
     videos = np.stack([example["video"].reshape(frames, *stored, 3) for example in examples])
-    return {"video": videos[cut], **described(examples)}
+    heard = {"sound": np.stack([example["sound"] for example in examples])} if "sound" in examples[0] else {}
+    return {"video": videos[cut], **described(examples), **heard}
 
   def clip(self, path: str) -> np.ndarray:
     """A user's video or picture file as the data set's clips were made: (f h w 3) uint8, at most `frames` frames."""

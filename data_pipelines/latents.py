@@ -12,10 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from data_pipelines import remote
+from data_pipelines import remote, sound
 from data_pipelines.reading import Batch, Reader, by_threads, shuffled
 
-NAMES = ("autoencoder", "source", "views", "shape", "apart", "counts", "shard", "mean", "std")
+NAMES = ("autoencoder", "source", "views", "frames", "shape", "apart", "sound", "counts", "shard", "mean", "std")
 """What latents.json says, and a reader needs."""
 
 
@@ -24,8 +24,8 @@ class Latents(Reader):
   """Latents of `frames` frames of `size` (height, width), of the clips of `source`, in `data_dir`/`name`.
 
   `vdt encode` makes them: for each split, shards SPLIT-NNNNN.npy of bfloat16 (as uint16) of shape (n, views, f, h, w,
-  c), labels, ids and captions beside them, and latents.json, which says what they were made by. Record i is clip i of
-  the source: with one seed both are read in one order.
+  c), labels, ids, captions and, where clips have it, sound beside them, and latents.json, which says what they were
+  made by. Record i is clip i of the source: with one seed both are read in one order.
 
   flip: both the clip and its mirror image are encoded, and one of these views is drawn for each position in training.
   source: the clips, as they are stored: longer ones are encoded whole. Where no latent depends on other frames than its
@@ -77,10 +77,10 @@ class Latents(Reader):
     """Written when all shards are there: without it the data set is not whole."""
     return os.path.join(self.directory, "latents.json")
 
-  def shard_paths(self, split: str, number: int) -> tuple[str, str]:
-    """The latents, and the labels, ids and captions, of a shard."""
+  def shard_paths(self, split: str, number: int) -> tuple[str, str, str]:
+    """The latents of a shard, its labels, ids and captions, and its sound."""
     stem = os.path.join(self.directory, f"{split}-{number:05d}")
-    return f"{stem}.npy", f"{stem}.rows.npz"
+    return f"{stem}.npy", f"{stem}.rows.npz", f"{stem}.sound.npy"
 
   @functools.cached_property
   def info(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Latents(Reader):
       raise ValueError(
         f"{self.directory} holds latents of (frames, height, width) {(frames, *size)}, data asks for {asked}"
       )
-    _ = self._shards, self._rows  # all are there
+    _ = self._shards, self._rows, self._sounds  # all are there
 
   def __len__(self) -> int:
     return self.info["counts"][self.split]
@@ -124,17 +124,27 @@ class Latents(Reader):
   @functools.cached_property
   def _shards(self) -> list[np.ndarray]:
     """Memory maps of all shards of the split. ValueError for one that is not whole."""
+    return self._mapped(0, (self.info["views"], *self.info["shape"]), np.uint16)
+
+  @functools.cached_property
+  def _sounds(self) -> list[np.ndarray]:
+    """As `_shards`, of the sound; none where there is none."""
+    return self._mapped(2, (self.info["sound"],), np.int16) if self.info["sound"] else []
+
+  def _mapped(self, which: int, row: tuple[int, ...], dtype: Any) -> list[np.ndarray]:
     count, per = len(self), self.info["shard"]
     found = []
     for number in range(-(-count // per)):
-      path, _ = self.shard_paths(self.split, number)
-      shape = (min(per, count - number * per), self.info["views"], *self.info["shape"])
+      paths = self.shard_paths(self.split, number)
+      path = paths[which]
+      shape = (min(per, count - number * per), *row)
       try:
         shard = np.load(path, mmap_mode="r")
-        if shard.shape != shape or shard.dtype != np.uint16:
-          raise ValueError(f"{shard.dtype} {shard.shape}, not uint16 {shape}")
+        if shard.shape != shape or shard.dtype != dtype:
+          raise ValueError(f"{shard.dtype} {shard.shape}, not {np.dtype(dtype)} {shape}")
       except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not whole ({error}): remove it, and run vdt encode again") from error
+        others = f", and {os.path.basename(paths[0])}" if which else ""
+        raise ValueError(f"{path} is not whole ({error}): remove it{others}, and run vdt encode again") from error
       found.append(shard)
     return found
 
@@ -143,7 +153,7 @@ class Latents(Reader):
     """Labels, ids and captions of all records; text as UTF-8. ValueError for a file that is not whole."""
     found = []
     for number in range(len(self._shards)):
-      _, path = self.shard_paths(self.split, number)
+      _, path, _ = self.shard_paths(self.split, number)
       try:
         with open(path, "rb") as opened, np.load(opened) as file:  # a path stays open if it is not a zip file
           found.append({name: file[name] for name in ("label", "id", "caption")})
@@ -152,7 +162,8 @@ class Latents(Reader):
     return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
 
   def read(self, positions: np.ndarray) -> Batch:
-    """ "video" (n f h w c) bfloat16, standardised latents; "label", "fps", "id" and "caption" as those of clips."""
+    """ "video" (n f h w c) bfloat16, standardised latents; "label", "fps", "id", "caption" and "sound" as those of
+    clips."""
     index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
     stored, per = self.info["shape"][0], self.info["shard"]
     latents = np.empty((len(index), self.frames, *self.info["shape"][1:]), np.uint16)
@@ -167,7 +178,20 @@ class Latents(Reader):
     rows = {name: values[index] for name, values in self._rows.items()}
     rows["fps"] = np.full(len(index), self.fps(), np.float32)
     text = {name: np.strings.decode(rows[name]) for name in ("id", "caption")}
+    if self._sounds:
+      length = sound.samples(1 + (self.frames - 1) * self.stride, self.fps())
+      heard = (self._sounds[record // per][record % per] for record in index.tolist())
+      rows["sound"] = np.stack([sound.cut(each, begin / self.fps(), length) for each, begin in zip(heard, starts)])
     return {"video": latents.view(ml_dtypes.bfloat16), **rows, **text}
+
+  @property
+  def stride(self) -> int:
+    """Frames of pixels that a latent one stands for, but for the first of a causal autoencoder."""
+    return (self.info["frames"] - 1) // max(self.info["shape"][0] - 1, 1) or 1
+
+  @property
+  def first_share(self) -> float:
+    return 1 / self.stride
 
   def captions(self) -> list[str]:
     """Of all records of the split."""

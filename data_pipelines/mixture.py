@@ -112,6 +112,10 @@ class Several:
     alike = tuple(part for part in self.parts if (part.frames, *part.size) == (self.frames, *self.size))
     return Chain(alike, split=self.split, seed=self.seed, batch_size=self.batch_size)
 
+  @property
+  def first_share(self) -> float:
+    return min(part.first_share for part in self.parts)
+
   def made_by(self) -> str:
     """ValueError for parts of several autoencoders, or of pixels and latents."""
     found = {part.made_by() for part in self.parts}

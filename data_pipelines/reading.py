@@ -57,6 +57,12 @@ class Reader(abc.ABC):
     """Every record once an epoch: a mixture's shares may have it otherwise."""
     return self
 
+  @property
+  def first_share(self) -> float:
+    """The time that the first frame stands for, of that of each other: a causal autoencoder's first latent is of one
+    picture, the others of several."""
+    return 1.0
+
   def made_by(self) -> str:
     """The fingerprint of the autoencoder whose latents these are; "" of pixels."""
     return ""

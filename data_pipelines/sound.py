@@ -139,15 +139,17 @@ class LogMel:
         f"{getattr(model, 'sound', 0)}: set it, and sound in model.pattern"
       )
 
-  def __call__(self, sound: np.ndarray, frames: int) -> np.ndarray:
-    """(b, n) int16 of clips of so many frames to (b, frames, width) float32."""
+  def __call__(self, sound: np.ndarray, frames: int, first: float = 1.0) -> np.ndarray:
+    """(b, n) int16 of clips of so many frames to (b, frames, width) float32. first: the time of the first frame, of
+    that of each other; before it there is silence."""
     import tensorflow as tf
 
-    count, step = frames * self.windows, sound.shape[1] / (frames * self.windows)
+    count, step = frames * self.windows, sound.shape[1] / ((frames - 1 + first) * self.windows)
     length = max(round(2 * step), 2)
+    before = round((1 - first) * self.windows * step)
     size = 2 ** max(int(np.ceil(np.log2(length))), 9)  # low bands are narrow
     starts = np.round((np.arange(count) + 0.5) * step - length / 2).astype(int)
-    padded = np.pad(sound.astype(np.float32) / FULL, ((0, 0), (length, length)))
+    padded = np.pad(sound.astype(np.float32) / FULL, ((0, 0), (before + length, length)))
     parts = padded[:, starts[:, None] + np.arange(length) + length] * np.hanning(length).astype(np.float32)
     energy = np.square(np.abs(np.fft.rfft(parts, size))) / length
     bands = tf.signal.linear_to_mel_weight_matrix(self.bands, size // 2 + 1, RATE, LOWEST, HIGHEST).numpy()

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from short import ROOT, get_config
 
-from vdt import autoencoder, cli, encode, space, workdirs
+from data_pipelines.sound import RATE, LogMel, samples
+from vdt import autoencoder, cli, conditions, encode, space, workdirs
 from vdt.checkpoint import Checkpointer, State
 from vdt.evals import pixels
 from vdt.train import train
@@ -190,6 +191,29 @@ def test_latents_of_clips_and_of_pictures_are_standardised_together_and_trained_
   assert one["mean"] == other["mean"] and one["std"] == other["std"]
   assert {config.data.batch(step)["video"].shape for step in range(2)} == {(8, 2, 4, 4, 6), (16, 1, 4, 4, 6)}
   assert int(train(config, str(tmp_path / "run")).step) == 4
+
+
+def test_sound_is_kept_beside_latents_and_heard_when_they_are_seen(encoder, data_dir, tmp_path):
+  """One latent frame is of one picture, the others of four."""
+  config = get_config("latents")
+  config.autoencoder = encoder
+  source = dataclasses.replace(config.data.source, name="sounding16", data_dir=data_dir)
+  config.data = dataclasses.replace(config.data, data_dir=str(tmp_path), source=source)
+  config.sound, config.model.pattern, config.model.sound = LogMel(bands=4, windows=2), (("space", "sound"),), 8
+  encode.run(config, 0, 1, 50_000)
+  held_out = dataclasses.replace(config.data, split="test")
+  np.testing.assert_array_equal(held_out.batch(3)["sound"], held_out.clips.batch(3)["sound"])
+  told = conditions.begun(config).arrays(config.data.batch(0))
+  assert told["sound"].shape == (8, *conditions.shapes(config)["sound"][0])
+  second = held_out.clips.fps()
+  for frame, latent in enumerate((0, 1, 1, 1, 1)):
+    noise = np.random.default_rng(0).integers(-9_000, 9_000, (1, samples(5, second)))
+    place = (np.arange(noise.shape[1]) * second / RATE).astype(int)
+    heard = conditions.begun(config).arrays({"video": np.zeros((1, 2, 4, 4, 6)), "sound": noise * (place == frame)})
+    assert heard["sound"].mean(-1).argmax() == latent
+  (tmp_path / "latents" / "test-00000.sound.npy").write_bytes(b"torn")
+  with pytest.raises(ValueError, match=r"test-00000\.sound\.npy is not whole .* remove it, and test-00000\.npy"):
+    dataclasses.replace(held_out).prepare()
 
 
 def test_an_imported_model_of_latents_is_sampled_from_without_a_data_set(encoder, tmp_path, capsys):

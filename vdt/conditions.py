@@ -44,7 +44,8 @@ class Conditions:
     if "size" in self.config.model.conditions:
       found["size"] = np.tile(np.array(batch["video"].shape[2:4], np.float32), (len(batch["video"]), 1))
     if self.config.sound:
-      found["sound"] = self.config.sound(batch["sound"], batch["video"].shape[1])
+      first = getattr(self.config.data, "first_share", 1.0)
+      found["sound"] = self.config.sound(batch["sound"], batch["video"].shape[1], first)
     return found | (self.read(batch["caption"].tolist()) if self.read else {})
 
   def told(self, batch: dict[str, np.ndarray]) -> Arrays:

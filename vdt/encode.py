@@ -84,8 +84,14 @@ def describe(data: Any, made_by: autoencoder.Autoencoder) -> dict[str, Any]:
     "frames": most,
     "shape": [made_by.frames(most), *data.size, made_by.channels],
     "apart": made_by.by_frame,
+    "sound": heard(clips["train"]),
     "counts": {split: len(each) for split, each in clips.items()},
   }
+
+
+def heard(clips: Any) -> int:
+  """Samples of the sound of each clip, 0 where there is none."""
+  return clips.records(np.arange(1)).get("sound", np.zeros((1, 0))).shape[1]
 
 
 def claim(wanted: list[Any], made_by: autoencoder.Autoencoder, size: int | None) -> list[dict[str, Any]]:
@@ -160,7 +166,7 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
   index = np.arange(begin, min(begin + settings["shard"], settings["counts"][split]))
   clips = dataclasses.replace(data.source, split=split)
   latents = np.empty((len(index), settings["views"], *settings["shape"]), np.uint16)
-  labels, ids, captions = [], [], []
+  labels, ids, captions, sounds = [], [], [], []
   mean, std = (np.array(settings[name], np.float32) for name in ("mean", "std"))
   for first in range(0, len(index), space.FEW):
     batch = clips.records(index[first : first + space.FEW])
@@ -172,16 +178,24 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
     labels.append(batch["label"])
     ids += batch["id"].tolist()
     captions += batch["caption"].tolist()
+    sounds.append(batch.get("sound"))
   text = lambda values: np.array([value.encode() for value in values])
   described = io.BytesIO()
   np.savez(described, label=np.concatenate(labels), id=text(ids), caption=text(captions))
-  content = io.BytesIO()
-  np.save(content, latents)
-  path, beside = data.shard_paths(split, number)
+  path, beside, sounding = data.shard_paths(split, number)
   for left in pathlib.Path(path).parent.glob(f"{split}-{number:05d}.*.new"):  # by a process that was killed
     left.unlink(missing_ok=True)
   put(beside, described.getvalue())
-  put(path, content.getbuffer())
+  if settings["sound"]:
+    put(sounding, stored(np.concatenate(sounds)))
+  put(path, stored(latents))
+
+
+def stored(array: np.ndarray) -> memoryview:
+  """A .npy file."""
+  file = io.BytesIO()
+  np.save(file, array)
+  return file.getbuffer()
 
 
 def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
