@@ -225,7 +225,8 @@ def _stage(
   if settings.sound:
     try:
       heard = sound.track(path)
-    except ValueError as error:
+      warnings += ["silent: it has no sound track"] if heard is None else []
+    except (ValueError, OSError) as error:
       warnings.append(f"silent: {error}")
     heard = np.zeros(0, np.int16) if heard is None else heard
   with open(clips, "wb") as file:

@@ -67,6 +67,7 @@ class Latents(Reader):
     if missing := [name for name in ("records", "stored", "splits", "content") if not hasattr(self.source, name)]:
       raise ValueError(f"data.source is {type(self.source).__name__}, without {', '.join(missing)}: it has to be Clips")
     drawn = {"flip": self.source.flip, "turn": self.source.turn, "strides": tuple(self.source.strides) != (1,)}
+    drawn["limit"] = self.source.limit
     if wrong := [name for name, there in drawn.items() if there]:
       raise ValueError(
         f"data.source.{wrong[0]} does nothing to latents, which are made once: leave it (data.flip mirrors)"
@@ -95,7 +96,9 @@ class Latents(Reader):
         f"no latents at {self.directory}: make them with `vdt encode` and the experiment's --config"
       ) from None
     except (ValueError, LookupError, TypeError) as error:
-      raise ValueError(f"{path} is damaged ({error}): remove {self.directory} and encode again") from error
+      raise ValueError(
+        f"{path} is damaged, or of another version ({error}): remove {self.directory} and encode again"
+      ) from error
 
   def prepare(self) -> None:
     """FileNotFoundError or ValueError if the latents are not there, or not whole, or others than are asked for."""
@@ -192,6 +195,10 @@ class Latents(Reader):
   @property
   def first_share(self) -> float:
     return 1 / self.stride
+
+  def dropped(self) -> dict[str, int]:
+    """As the source's."""
+    return self.source.dropped() if hasattr(self.source, "dropped") else {}
 
   def captions(self) -> list[str]:
     """Of all records of the split."""

@@ -65,13 +65,11 @@ def track(path: str | Path) -> np.ndarray | None:
     begin = float((shown[0].start_time or 0) * shown[0].time_base) if shown else None
     if stream.codec_context is None:
       raise ValueError(f"{path}: there is no decoder of its sound")
-    try:
+    with contextlib.suppress(av.error.FFmpegError, OSError, IndexError):  # the file ends here
       for packet in container.demux(stream):
         with contextlib.suppress(av.error.FFmpegError, ValueError):  # a broken one, or of another format
           for frame in packet.decode():
             keep(frame)
-    except av.error.FFmpegError:
-      pass  # the file ends here
     if not pieces:
       raise ValueError(f"{path}: nothing of its sound decodes")
     keep(None)
@@ -79,13 +77,21 @@ def track(path: str | Path) -> np.ndarray | None:
 
 
 def joined(pieces: list[tuple[float | None, np.ndarray]], begin: float | None) -> np.ndarray:
-  """One track of pieces, from `begin` on, or from the first: each after the one before, but for gaps and overlaps of
-  more than `JITTER` seconds between their times, to which containers round them."""
-  place, placed = 0, []
+  """One track of pieces, from `begin` on, or from the first: each after the one before, but for gaps of more than
+  `JITTER` seconds between their times, to which containers round them.
+
+  Times that go back, or leap by more than `video.LONGEST_GAP`, are damaged, as they are of pictures: what has them goes
+  on where the piece before ended, and so does all after it.
+  """
+  place, placed, late = 0, [], 0
   begin = (pieces[0][0] or 0.0) if begin is None else begin
   for number, (time, piece) in enumerate(pieces):
-    due = place if time is None else round((time - begin) * RATE)
-    place = due if number == 0 or abs(due - place) > JITTER * RATE else place
+    due = place if time is None else round((time - begin) * RATE) + late
+    gap = due - place
+    if number and (gap < -JITTER * RATE or gap > video.LONGEST_GAP * RATE):
+      late -= gap
+    elif number == 0 or gap > JITTER * RATE:
+      place = due
     placed.append((place, piece))
     place += len(piece)
   made = np.zeros(max(0, *(place + len(piece) for place, piece in placed)), np.int16)

@@ -1,8 +1,10 @@
 import os
 import tempfile
 
+from xla import devices
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiles fast
+os.environ["XLA_FLAGS"] = devices(8)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 import jax

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from short import get_config
+from xla import devices
 
 from vdt import checkpoint, sharding
 from vdt.conditions import Conditions
@@ -83,7 +84,7 @@ def fetched(*args):
 
 def test_all_four_axes_together_are_a_single_device(single, data_dir, monkeypatch):
   """Two devices along each axis, sixteen: in a process of its own, for this one has eight."""
-  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0")
+  monkeypatch.setenv("XLA_FLAGS", devices(16))
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     axes = dict(data=2, fsdp=2, sequence=2, tensor=2)
     assert_same(pool.submit(fetched, data_dir, "adamw", axes).result(), single("adamw"))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from short import get_config
 from test_cli import fails
 
 from data_pipelines import ingest, sound
@@ -94,6 +95,10 @@ def test_tracks_begin_with_the_pictures_and_what_does_not_decode_is_silent(tmp_p
   joined = sound.joined(pieces, 1 / RATE)
   assert joined[:5].tolist() == [1, 2, 2, 3, 0], "times that are rounded tear nothing"
   assert np.flatnonzero(joined == 4).tolist() == [RATE // 10 - 1] and len(joined) == RATE // 10
+  back = sound.joined([(0.0, np.ones(RATE)), (0.2, np.full(RATE, 2)), (1.2, np.full(RATE, 3))], 0.0)
+  assert [len(back), *back[[0, RATE, 2 * RATE]]] == [3 * RATE, 1, 2, 3], "as in films that are joined"
+  leap = sound.joined([(0.0, np.ones(RATE)), (90_000.0, np.full(RATE, 2)), (90_002.0, np.full(RATE, 3))], 0.0)
+  assert [len(leap), *leap[[0, RATE, 2 * RATE, 3 * RATE]]] == [4 * RATE, 1, 2, 0, 3], "one second is a pause"
   (tmp_path / "bad.wav").write_bytes(b"nothing of the kind")
   with pytest.raises(ValueError, match="not a readable"):
     track(tmp_path / "bad.wav")
@@ -188,7 +193,7 @@ def test_samples_hear_a_file_and_carry_its_sound(run, tmp_path, capsys):
 
 def test_a_model_that_hears_needs_sound_and_says_so(data_dir, tmp_path, capsys):
   wrong = {
-    "data.name=bouncing16": "batches of SimulatedClips have no sound",
+    "data.name=bouncing16": "batches of SimulatedClips bouncing16 have no sound",
     "model.sound=9": "4 bands x 2 windows = 8 numbers a frame, model.sound is 9",
     "sound.bands=0": "sound.bands is 0",
     "model.pattern=(('space',),)": "model.sound is 8, without sound in model.pattern",
@@ -196,6 +201,10 @@ def test_a_model_that_hears_needs_sound_and_says_so(data_dir, tmp_path, capsys):
   for field, message in wrong.items():
     flags = (EXPERIMENT, f"--config.{field}", f"--config.data.data_dir={data_dir}", "--config.mesh.data=1")
     assert message in fails(capsys, "train", f"--workdir={tmp_path / 'no'}", *flags)
+  config = get_config("hearing")
+  config.sound = None
+  with pytest.raises(ValueError, match=r"model\.sound is 8, config\.sound None"):
+    config.check()
 
 
 def test_the_judge_hears_and_sees_the_same_in_real_clips_and_not_in_others(data_dir):

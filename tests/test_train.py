@@ -137,7 +137,10 @@ def test_what_can_only_fail_later_is_said_before_training(data_dir, monkeypatch)
     made.prepare()
   made.model.channels, made.text, made.model.fps = 3, Pieces(), True
   batch = made.data.batch(0)
-  for lost, error in (("caption", "reads captions, Noted has none"), ("fps", "batches of Noted have no fps")):
+  for lost, error in (
+    ("caption", "reads captions, Noted sprites16 has none"),
+    ("fps", "batches of Noted sprites16 have no fps"),
+  ):
     kept = {name: each for name, each in batch.items() if name != lost}
     with monkeypatch.context() as patched, pytest.raises(ValueError, match=error):
       patched.setattr(type(made.data), "batch", lambda self, step, kept=kept: kept)

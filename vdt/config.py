@@ -256,6 +256,11 @@ class Config:
       self.text.check(self.model)
     if self.sound:
       self.sound.check(self.model)
+    elif getattr(self.model, "sound", 0):
+      raise ValueError(
+        f"model.sound is {self.model.sound}, config.sound None: set it, to LogMel() say, or leave out sound in "
+        f"model.pattern"
+      )
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     try:
@@ -282,23 +287,8 @@ class Config:
     """Makes the data ready. ValueError where the evals or the model ask for more than is there."""
     self.data.prepare()
     dataclasses.replace(self.data, split="test").prepare()  # the report shows it
-    batch = self.data.batch(0)
-    if (there := batch["video"].shape[-1]) != self.model.channels:
-      raise ValueError(f"model.channels is {self.model.channels}, the data has {there}: set it")
-    if self.text and not ("caption" in batch and hasattr(self.data, "captions")):
-      raise ValueError(
-        f"the model reads captions, {type(self.data).__name__} has none: give its batches a caption and it captions(), "
-        f"or leave out config.text, and text in model.pattern"
-      )
-    if self.sound and "sound" not in batch:
-      raise ValueError(
-        f"the model hears, batches of {type(self.data).__name__} have no sound: ingest it with --sound, read it with "
-        f"strides (1,), or leave out config.sound, and sound in model.pattern"
-      )
-    if "fps" in self.model.conditions and "fps" not in batch:
-      raise ValueError(
-        f"the model is told the frame rate, batches of {type(self.data).__name__} have no fps: set model.fps to False"
-      )
+    for part in getattr(self.data, "members", [self.data]):
+      self.check_batch(part, part.batch(0))
     for name, each in self.evals.items():
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
@@ -319,6 +309,24 @@ class Config:
         f"the data set has {len(self.data.labels())} labels, model.classes is {self.model.classes}: raise it, or set "
         f"0 for none"
       )
+
+  def check_batch(self, data: Data, batch: dict[str, np.ndarray]) -> None:
+    """ValueError for a batch without what the model is told of."""
+    if (there := batch["video"].shape[-1]) != self.model.channels:
+      raise ValueError(f"model.channels is {self.model.channels}, the data has {there}: set it")
+    called = f"{type(data).__name__} {getattr(data, 'name', '')}".strip()
+    if self.text and not ("caption" in batch and hasattr(data, "captions")):
+      raise ValueError(
+        f"the model reads captions, {called} has none: give its batches a caption and it captions(), or leave out "
+        f"config.text, and text in model.pattern"
+      )
+    if self.sound and "sound" not in batch:
+      raise ValueError(
+        f"the model hears, batches of {called} have no sound: ingest it with --sound, read it with strides (1,), or "
+        f"leave out config.sound, and sound in model.pattern"
+      )
+    if "fps" in self.model.conditions and "fps" not in batch:
+      raise ValueError(f"the model is told the frame rate, batches of {called} have no fps: set model.fps to False")
 
   def layout(self, devices: list[Any] | None = None) -> tuple[jax.sharding.Mesh, Any]:
     """The mesh of `devices`, by default all there are, and the network on it. ValueError where they do not fit."""

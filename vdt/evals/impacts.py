@@ -1,6 +1,7 @@
 """Do bodies bounce when it is heard? Turns of a track beside the impacts of the sound."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int16
@@ -21,7 +22,7 @@ class Impacts:
   that turn as often as it is heard, each time within one frame of it, with its 95 % interval `low`, `high` (Wilson
   1927); of `real` clips; of samples and of real clips beside the sound of the next one (`shuffled`, `chance`).
 
-  A clip in which no single object is seen is wrong. ValueError where no clip has an impact.
+  A clip in which no single object is seen is wrong. ValueError where fewer than two clips have an impact.
   """
 
   count: int = 256
@@ -32,16 +33,20 @@ class Impacts:
   def clips(self) -> int:
     return self.count
 
+  def prepare(self, data: Any) -> None:
+    """Before training: ValueError for clips without sound, or too few impacts."""
+    if "sound" not in data.batch(0):
+      raise ValueError("evals of impacts need clips with sound")
+    if (loud := sum(len(times) > 0 for times in self.heard(data))) < 2:
+      raise ValueError(f"an impact is heard in {loud} of {self.count} clips: raise count")
+
+  def heard(self, data: Any) -> list[Float[np.ndarray, " k"]]:
+    return [impacts(sound, data.frames) for sound in first(data, self.count)["sound"]]
+
   def __call__(self, run: Run) -> Table:
     data = run.data(self.split)
-    rows = first(data, self.count)
-    if "sound" not in rows:
-      raise ValueError("evals of impacts need clips with sound")
-    real = real_videos(data, self.count)
-    heard = [impacts(sound, real.shape[1]) for sound in rows["sound"]]
+    heard, real = self.heard(data), real_videos(data, self.count)
     loud = [number for number, times in enumerate(heard) if len(times)]
-    if len(loud) < 2:
-      raise ValueError(f"an impact is heard in {len(loud)} of {self.count} clips: raise count")
     seen = [turns(video) for video in run.sample(self.count, split=self.split)[loud, 0]]
     there = [turns(video) for video in real[loud]]
     own = [heard[number] for number in loud]

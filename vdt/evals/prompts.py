@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +26,9 @@ class Prompts:
 
   says: what is said, the words for it, of which a caption has one, and what that looks like, one of LOOKS, which may be
   left out where it has the same name. judged_by: training clips that the judge learns the words on. task, given_frames:
-  what is given, and not judged. Where a look follows an object, clips of which none is seen, or several, count as
-  wrong. ValueError for a caption without one of the words, or for an unknown look.
+  "generation", or "prediction" and so many frames that are given, and not judged. Where a look follows an object, clips
+  of which none is seen, or several, count as wrong. Intervals take clips as independent: of one film there should be
+  one. ValueError for a caption without one of the words, or for an unknown look.
   """
 
   says: tuple[tuple, ...]
@@ -42,6 +43,13 @@ class Prompts:
   def __post_init__(self):
     if unknown := {*self.looks.values()} - {*LOOKS}:
       raise ValueError(f"evals of prompts know no {', '.join(sorted(unknown))}: choose from {', '.join(LOOKS)}")
+    if unknown := {*self.swapped} - {"caption", "video"}:
+      raise ValueError(f"evals of prompts swap no {', '.join(sorted(unknown))}: choose from caption, video")
+    if (self.task, bool(self.given_frames)) not in (("generation", False), ("prediction", True)):
+      raise ValueError(
+        f"evals of prompts with task {self.task!r} and given_frames {self.given_frames}: take generation without, or "
+        f"prediction with some"
+      )
 
   @property
   def looks(self) -> dict[str, str]:
@@ -50,6 +58,12 @@ class Prompts:
   @property
   def clips(self) -> int:
     return self.count
+
+  def prepare(self, data: Any) -> None:
+    """Before training: ValueError for captions that say too little, or clips of which nothing is left to judge."""
+    if (self.given_frames or 0) >= data.frames:
+      raise ValueError(f"given_frames={self.given_frames} of {data.frames} frames: give fewer")
+    self.words(np.array(data.captions()))
 
   def __call__(self, run: Run) -> Table:
     data, known = run.data(self.split), run.data("train")

@@ -1,0 +1,8 @@
+"""How XLA compiles in tests: for small models that run for a moment."""
+
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def devices(count: int) -> str:
+  """XLA_FLAGS for so many CPU devices."""
+  return f"{FAST} --xla_force_host_platform_device_count={count}"
