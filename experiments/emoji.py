@@ -13,7 +13,18 @@ the first frame of a held-out clip, and looks what becomes of it with another cl
 (16 frames of 64 x 64, for an accelerator; ingest with --size 64 --frames 16), demo (8 frames of 32 x 32 in patches of
 8, an hour on a CPU core), tiny (the demo's shape, seconds, learns little).
 
-Measured: nothing yet.
+Measured, demo, one run of 42 minutes on one core that did other work as well, 256 clips each, with 95 % intervals, of
+real clips, and with the captions of others (chance):
+
+  of held-out captions       samples              real   shuffled      of training captions
+  person (of 3)              0.72 (0.66, 0.77)    0.87   0.37          0.79
+  tone (of 6)                0.67 (0.61, 0.72)    0.81   0.19          0.72
+  action (of 56)             1.00 (0.99, 1.00)    1.00   0.04          1.00
+  all three                  0.49 (0.43, 0.55)    0.71   0.00          0.57
+
+`together` has 0.73, 0.66 and 1.00; with the next clip's frame 0.54, 0.42 and 0.92, with its prompt 0.36, 0.21 and 0.04.
+It does not say yet what each of the two is for: the prompt names the person too, and what a frame shows of the action
+is enough for the judge. Clips overlap: 256 are of some 140 animations, so the intervals are too narrow.
 """
 
 from data_pipelines.clips import Clips
