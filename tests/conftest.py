@@ -25,3 +25,7 @@ def data_dir(tmp_path_factory, worker_id):
   """One folder of data sets for the whole run, whichever worker renders them first."""
   base = tmp_path_factory.getbasetemp()
   return str((base if worker_id == "master" else base.parent) / "data")
+
+
+def pytest_unconfigure():
+  COMPILED.cleanup()
