@@ -42,19 +42,19 @@ LATENT, CLIP = (16, 32, 32, 4), (16, 64, 64, 3)
 RESULTS = pathlib.Path(__file__).parent / "results" / "input_pipeline.json"
 
 
-def make_latents(folder: pathlib.Path) -> Latents:
-  """RECORDS random latents in the format of `vdt encode`."""
-  data = Latents("latents", 16, (32, 32), BATCH, source=None, data_dir=str(folder))
+def make_latents(folder: pathlib.Path, source: Clips) -> Latents:
+  """RECORDS random latents in the format of `vdt encode`, as if of `source`."""
+  data = Latents("latents", 16, (32, 32), BATCH, source=source, data_dir=str(folder))
   os.makedirs(data.directory)
   rng = np.random.default_rng(0)
   for number in range(RECORDS // SHARD):
     values = rng.standard_normal((SHARD, 1, *LATENT), np.float32).astype(ml_dtypes.bfloat16)
-    path, rows = data.shard_paths("train", number)
+    path, rows, _ = data.shard_paths("train", number)
     np.save(path, values.view(np.uint16))
     names = np.array([f"{number}/{row}".encode() for row in range(SHARD)])
     np.savez(rows, label=np.zeros(SHARD, np.int32), id=names, caption=names)
   said = {"autoencoder": "none", "source": "none", "views": 1, "shape": LATENT, "apart": True, "shard": SHARD}
-  said |= {"counts": {"train": RECORDS}, "mean": [0.0] * 4, "std": [1.0] * 4}
+  said |= {"frames": LATENT[0], "sound": 0, "counts": {"train": RECORDS}, "mean": [0.0] * 4, "std": [1.0] * 4}
   pathlib.Path(data.info_path).write_text(json.dumps(said))
   return data
 
@@ -219,7 +219,8 @@ def main() -> None:
   args = parser.parse_args()
   found: dict = {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), "batch": BATCH}
   with tempfile.TemporaryDirectory() as folder:
-    latents, clips = make_latents(pathlib.Path(folder)), make_clips(pathlib.Path(folder))
+    clips = make_clips(pathlib.Path(folder))
+    latents = make_latents(pathlib.Path(folder), clips)
     for name, data, records in (("latents", latents, OfLatents(latents)), ("clips", clips, OfClips(clips))):
       arms = {"vdt": data.batches(0), "torch 0": torch_arm(records, 0), "torch 2": torch_arm(records, 2)}
       arms |= {"grain": grain_arm(records)} | ({"gather": gather_arm(latents)} if name == "latents" else {})
