@@ -92,14 +92,14 @@ class Request:
       rows["label"] = np.full(count, labels.index(self.label), np.int32)
     if (texts := self.texts()) is not None:
       rows["caption"] = np.array(texts)
+    if self.fps is not None and not self.fps > 0:
+      raise ValueError(f"--fps {self.fps}: above 0")
     if self.audio is not None:
       heard = config.sound.read(self.audio, config.data.clips.frames, self.fps or config.data.clips.fps())
       rows["sound"] = np.tile(heard, (count, 1))
     elif self.fps is not None and config.sound:
       raise ValueError(f"--fps {self.fps}: the held-out sound is of {config.data.clips.fps():g} a second, give --audio")
     if self.fps is not None:
-      if not self.fps > 0:
-        raise ValueError(f"--fps {self.fps}: above 0")
       rows["fps"] = np.full(count, self.fps, np.float32)
     cond = told.told(rows)
     if self.negative is not None:
