@@ -50,7 +50,7 @@ def get_config(variant: str = "full") -> Config:
     case "full":
       pass
     case "demo" | "tiny":
-      config.data = SimulatedClips(name="sprites16x8000", frames=8, size=(16, 16), batch_size=32)
+      config.data = SimulatedClips(name="sprites16x8000", frames=8, size=(16, 16), batch_size=16)
       small = dict(pattern=(("space", "time", "text"),), dtype="float32", text=64, pooled=True)
       config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), **small)
       config.model.encoder = T5Config(512, width=64, depth=1, heads=2, head_size=32, mlp=128, dtype="float32")
