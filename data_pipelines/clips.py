@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import remote, simulated, sound
-from data_pipelines.reading import Batch, Reader, shuffled
+from data_pipelines.reading import Batch, Reader, captioned, shuffled
+
+DIGESTED = ("video", "label", "id", "caption", "sound")
+"""Of a batch: the rest follows from it."""
 
 
 @dataclasses.dataclass
@@ -107,7 +110,7 @@ class Clips(Reader):
 
   def fingerprint(self) -> str:
     """A hash of what the data set is said to hold, of its files' names and sizes, and of the first clips of `split`."""
-    return self._digest({name: value for name, value in self.batch(0).items() if name != "fps"})  # dataset_info has it
+    return self._digest({name: value for name, value in self.batch(0).items() if name in DIGESTED})
 
   def content(self) -> str:
     """As `fingerprint`, of what is stored and of `size`, however it is read: two experiments may share what is made of
@@ -126,7 +129,8 @@ class Clips(Reader):
     return digest.hexdigest()[:16]
 
   def read(self, positions: np.ndarray) -> Batch:
-    """ "video" (n f h w 3) uint8, "label" (n,) int32, "fps" (n,) float32, "id" and "caption" (n,) of text; where sound
+    """ "video" (n f h w 3) uint8, "label" (n,) int32, "fps" (n,) float32, "id" and "caption" (n,) of text, "captions"
+    (n,) all that a clip has, one a line, of which "caption" is drawn in training, and the first elsewhere; where sound
     is stored, and no other stride than 1 is drawn, "sound" (n s) int16 of the same time."""
     index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
     examples = self._source.__getitems__(index.tolist())
@@ -134,6 +138,7 @@ class Clips(Reader):
     stored = float(self._builder.info.metadata["fps"])
     fps = np.array([stored / stride for _, stride, _ in clips], np.float32)
     batch = {"video": np.stack([clip for clip, _, _ in clips]), "fps": fps, **described(examples)}
+    batch |= captioned(batch["caption"], self.split, self.seed, positions)
     if "sound" in examples[0] and tuple(self.strides) == (1,):
       length = sound.samples(self.frames, stored)
       pairs = zip(examples, clips)
@@ -146,7 +151,8 @@ class Clips(Reader):
     return json.loads(path.read_text())["reasons"] if path.exists() else {}
 
   def captions(self) -> list[str]:
-    """Of all clips of the split, in the order in which they are stored; their videos are not decoded."""
+    """Of all clips of the split, in the order in which they are stored, several of one clip as lines; videos are not
+    decoded."""
     import tensorflow_datasets as tfds
 
     source = self._builder.as_data_source(self.split, decoders={"video": tfds.decode.SkipDecoding()})

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from data_pipelines import remote, sound
-from data_pipelines.reading import Batch, Reader, by_threads, shuffled
+from data_pipelines.reading import Batch, Reader, by_threads, captioned, shuffled
 
 NAMES = ("autoencoder", "source", "views", "frames", "shape", "apart", "sound", "counts", "shard", "mean", "std")
 """What latents.json says, and a reader needs."""
@@ -165,8 +165,8 @@ class Latents(Reader):
     return {name: np.concatenate([rows[name] for rows in found]) for name in found[0]}
 
   def read(self, positions: np.ndarray) -> Batch:
-    """ "video" (n f h w c) bfloat16, standardised latents; "label", "fps", "id", "caption" and "sound" as those of
-    clips."""
+    """ "video" (n f h w c) bfloat16, standardised latents; "label", "fps", "id", "caption", "captions" and "sound" as
+    those of clips."""
     index = shuffled(positions, len(self), self.seed if self.split == "train" else 0)
     stored, per = self.info["shape"][0], self.info["shard"]
     latents = np.empty((len(index), self.frames, *self.info["shape"][1:]), np.uint16)
@@ -181,6 +181,7 @@ class Latents(Reader):
     rows = {name: values[index] for name, values in self._rows.items()}
     rows["fps"] = np.full(len(index), self.fps(), np.float32)
     text = {name: np.strings.decode(rows[name]) for name in ("id", "caption")}
+    text |= captioned(text["caption"], self.split, self.seed, positions)
     if self._sounds:
       length = sound.samples(1 + (self.frames - 1) * self.stride, self.fps())
       heard = (self._sounds[record // per][record % per] for record in index.tolist())

@@ -26,6 +26,15 @@ class Shape(NamedTuple):
   size: tuple[int, int]
 
 
+def captioned(captions: np.ndarray, split: str, seed: int, positions: np.ndarray) -> Batch:
+  """ "caption" (n,) and "captions" (n,) of clips, whose captions are lines: in training one is drawn, keyed by the
+  position, elsewhere it is the first."""
+  lines = [text.split("\n") for text in captions.tolist()]
+  draw = lambda count, position: int(np.random.default_rng([seed, int(position), 1]).integers(count))
+  chosen = [each[draw(len(each), p) if split == "train" and len(each) > 1 else 0] for each, p in zip(lines, positions)]
+  return {"caption": np.array(chosen), "captions": captions}
+
+
 class Reader(abc.ABC):
   """What turns positions into records gets batches from this. A data set of your own derives from it, defines `read`,
   and has what `vdt.config.Data` lists beside.

@@ -11,8 +11,8 @@ LARGEST = 1 << 20  # bytes
 def read_sidecars(names: dict[str, Path]) -> tuple[dict[str, dict[str, str]], dict[str, str], list[str]]:
   """Captions, and maybe labels, by video; the video of each sidecar; what is odd.
 
-  A text file is a caption; JSON is an object with `caption`, and maybe `label`, of which it is the same for all videos
-  that a sidecar stands beside. What cannot be read is told, and left out.
+  A text file is a caption, or several, one a line; JSON is an object with `caption`, and maybe `label`, of which it is
+  the same for all videos that a sidecar stands beside. What cannot be read is told, and left out.
   """
   beside: dict[str, list[str]] = {}
   for name in names:
@@ -45,15 +45,15 @@ def _read(path: Any) -> dict[str, str]:
     data = file.read(LARGEST + 1)
   if len(data) > LARGEST:
     raise ValueError(f"larger than {LARGEST} bytes")
-  text = data.decode("utf-8-sig").strip()
+  text = data.decode("utf-8-sig")
   if path.suffix.lower() == ".txt":
-    if not text:
+    if not (lines := [" ".join(line.split()) for line in text.splitlines() if line.strip()]):
       raise ValueError("empty")
-    return {"caption": text}
+    return {"caption": "\n".join(lines)}
   found = json.loads(text)
   if not isinstance(found, dict) or not isinstance(found.get("caption"), str):
     raise ValueError('JSON has to be an object with "caption", a text')
   label = found.get("label")
-  return {"caption": found["caption"].strip()} | (
+  return {"caption": " ".join(found["caption"].split())} | (
     {} if label in (None, "") else {"label": " ".join(str(label).split())}
   )

@@ -50,12 +50,13 @@ def find_files(directory: Path, skip: tuple) -> dict[str, Path]:
 
 
 def read_captions(path: str | os.PathLike, names: dict[str, Path]) -> tuple[dict[str, dict[str, str]], list[str]]:
-  """The rows of a CSV or JSONL file (`caption`, maybe `label`) by file name, and what is odd about them.
+  """The rows of a CSV or JSONL file (`caption`, maybe `label`) by file name, and what is odd about them. A file of
+  several rows has so many captions, one a line.
 
   Raises:
     FileNotFoundError: no such captions file.
-    ValueError: it cannot be read as CSV or JSONL, a row without file or caption, two rows that differ for one file,
-      labels for some rows only, or no row for any file in `names`.
+    ValueError: it cannot be read as CSV or JSONL, a row without file or caption, two labels for one file, labels for
+      some rows only, or no row for any file in `names`.
   """
   try:
     text = Path(path).read_text(encoding="utf-8-sig")
@@ -67,16 +68,18 @@ def read_captions(path: str | os.PathLike, names: dict[str, Path]) -> tuple[dict
     raise FileNotFoundError(f"no captions file {path}") from None
   except (OSError, ValueError, csv.Error) as error:
     raise ValueError(f"cannot read the captions of {path} as CSV or JSONL: {error}") from None
-  rows = {}
+  rows: dict[str, dict[str, str]] = {}
   for number, line in enumerate(lines, 1):
     if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in ("file", "caption")):
       raise ValueError(f"{path}, entry {number}: needs the columns file and caption, both text")
     name = str(PurePosixPath(line["file"].strip()))
-    row = {"caption": line["caption"].strip()}
-    if line.get("label") not in (None, ""):
-      row["label"] = _line(str(line["label"]))
-    if rows.setdefault(name, row) != row:
-      raise ValueError(f"{path}, entry {number}: {name} was captioned before, differently")
+    caption, label = " ".join(line["caption"].split()), line.get("label")
+    row = {"caption": caption} | ({} if label in (None, "") else {"label": _line(str(label))})
+    known = rows.setdefault(name, row)
+    if known.get("label") != row.get("label"):
+      raise ValueError(f"{path}, entry {number}: {name} was labelled before, differently")
+    if caption not in known["caption"].splitlines():
+      known["caption"] += f"\n{caption}"
   unlabelled = [name for name, row in rows.items() if "label" not in row]
   if 0 < len(unlabelled) < len(rows):
     raise ValueError(f"{path}: label every file or none; without a label: {_some(unlabelled)}")
@@ -228,9 +231,10 @@ def make_manifest(
   if not clips["test"]:
     notes.append("no file is in the split test: name some in --test-sources or raise --test-fraction")
     _say(f"warning: {notes[-1]}")
-  single = "label" not in used[0] and len({_line(entry["caption"]) for entry in used}) > MOST_CLASSES
-  for entry in used:
-    entry["label"] = "video" if single else entry.get("label", _line(entry["caption"]))
+  named = [_line(entry["caption"].partition("\n")[0]) for entry in used]
+  single = "label" not in used[0] and len({*named}) > MOST_CLASSES
+  for entry, name in zip(used, named):
+    entry["label"] = "video" if single else entry.get("label", name)
   reasons = collections.Counter(entry["reason"].partition(":")[0] for entry in entries if "reason" in entry)
   return {
     "fingerprint": fingerprint,

@@ -53,7 +53,7 @@ def train(texts: Iterable[str], vocabulary: int) -> bytes:
 
   ValueError where there is no text, or where so many pieces cannot hold the bytes.
   """
-  told = [text for text in texts if text.strip()]
+  told = [line for text in texts for line in text.splitlines() if line.strip()]
   if not told:
     raise ValueError("there are no captions to train a tokenizer on: put .txt files beside the clips, and ingest again")
   made = io.BytesIO()

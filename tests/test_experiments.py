@@ -36,8 +36,8 @@ def ingested(tmp_path_factory):
   held_out.write_text("film_4.mp4\nfilm_5.mp4\n")
   options = "--size 32 --fps 8 --frames 8 --stride 2 --format png".split()
   cli.main(["ingest", str(folder), "--out", str(out), *options, "--test-sources", str(held_out)])
-  films = emoji.make([package(folder / "emoji.tgz", stems("1f52c") + stems("1f680"))], folder / "emoji", size=32)
-  options[-3:] = ["4", "--format", "png"]
+  names = [name for thing in ("1f52c", "1f680", "1f527") for name in stems(thing)]
+  films = emoji.make([package(folder / "emoji.tgz", names)], folder / "emoji", size=32, still="wrench")
   options += ["--captions", str(films / "captions.csv"), "--test-sources", str(films / "held_out.txt")]
   cli.main(["ingest", str(films), "--out", str(out.with_name("emoji")), *options])
   return str(out.parent)

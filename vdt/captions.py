@@ -56,7 +56,7 @@ class Frozen:
 
   def make(self, data: Any) -> bytes:
     """Makes what is missing of the training captions; a run keeps which encoder it was."""
-    self.store(data.captions())
+    self.store([line for text in data.captions() for line in text.split("\n")])
     return json.dumps({"encoder": self.encoder.fingerprint, "name": self.encoder.name}).encode()
 
   def open(self, kept: bytes, model: Any) -> Callable[[Sequence[str]], Arrays]:

@@ -21,7 +21,8 @@ class Data(Protocol):
 
   A batch holds "video" (b f h w c), uint8 pixels or latents of another type, "label" (b,) int32 and "id" (b,) of
   strings, and may hold more: where the model reads, "caption" (b,) of strings, and `captions()` is then a list of all
-  of the split; where it hears, "sound" (b, n) int16; where it is told of the rate, "fps" (b,) float32.
+  of the split, several of one clip as lines of one string, which batches then have as "captions"; where it hears,
+  "sound" (b, n) int16; where it is told of the rate, "fps" (b,) float32.
 
   `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels, and `clips` the same as
   pixels, which it is itself where it holds no latents. `shapes` are those of all batches, with their shares of steps

@@ -55,7 +55,7 @@ def run(config: Config, part: int, parts: int, size: int | None) -> None:
       one(data, settings, made_by, part, parts)
   if part == 0 and hasattr(config.text, "store"):  # a frozen encoder's tokens
     sources = [dataclasses.replace(data.source, split=split) for data in wanted for split in data.source.splits()]
-    config.text.store([caption for source in sources for caption in source.captions()])
+    config.text.store([line for source in sources for text in source.captions() for line in text.split("\n")])
 
 
 def one(data: Any, settings: dict[str, Any], made_by: autoencoder.Autoencoder, part: int, parts: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from vdt import conditions, distributed, space
-from vdt.conditions import Conditions, absent
+from vdt.conditions import Conditions, absent, nth_caption
 from vdt.config import Config
 from vdt.diffusion import given as plans
 from vdt.distributed import in_chunks
@@ -49,8 +49,9 @@ def evaluate(
     given_frames: int | None = None,
     paste: bool = True,
     swapped: tuple[str, ...] = (),
+    caption: int = 0,
   ) -> np.ndarray:
-    return sampled(count, task, split, repeats, given_frames, paste, swapped)  # cached, whatever was left out
+    return sampled(count, task, split, repeats, given_frames, paste, swapped, caption)  # cached, whatever was left out
 
   def given(count: int, task: str, split: str = "test", given_frames: int | None = None) -> np.ndarray:
     like = clips(split)
@@ -66,8 +67,11 @@ def evaluate(
     given_frames: int | None,
     paste: bool,
     swapped: tuple[str, ...],
+    caption: int,
   ) -> np.ndarray:
     rows = first(data(split), count)
+    if caption:
+      rows["caption"] = nth_caption(rows.get("captions", rows["caption"]), caption)
     rows |= {name: np.roll(rows[name], -1, axis=0) for name in swapped}
     mask = between.mask(np.repeat(given(count, task, split, given_frames), repeats, axis=0))
     videos = generate(

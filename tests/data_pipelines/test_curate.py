@@ -102,7 +102,7 @@ def folder(tmp_path_factory):
   (root / "n_text.mp4").write_text("no video\n" * 300)
   (root / os.fsdecode(b"p_\xff.mp4")).write_text("a name that is no text")
   os.mkfifo(root / "q_pipe.mp4")
-  (root / "a0.txt").write_text("a disc and a box\n")
+  (root / "a0.txt").write_text("a disc and a box\n\n two  things\n")
   (root / "deep" / "b3_renamed.mp4.json").write_text('{"caption": "again"}')
   (root / "a5.json").write_text("{broken")
   (root / "o_alone.txt").write_text("nothing's caption")
@@ -172,7 +172,11 @@ def test_all_that_was_planted_is_found_and_nothing_else(folder, curated):
   kept = [json.loads(line) for line in (out / "clips.jsonl").read_text().splitlines()]
   names = ["a0.mp4", "a1.mp4", "a2.mp4", "a5.mp4", "b4_test.mp4", "c_cut.mp4", "c_cut.mp4", "deep/b3_renamed.mp4"]
   assert [clip["file"] for clip in kept] == names
-  assert kept[0]["caption"] == "a disc and a box" and kept[1]["split"] == "test" and kept[5]["end"] == kept[6]["start"]
+  assert (
+    kept[0]["caption"] == "a disc and a box\ntwo things"
+    and kept[1]["split"] == "test"
+    and kept[5]["end"] == kept[6]["start"]
+  )
   assert manifest["warnings"][0].startswith("a5.json is beside a5.mp4, and no caption")
   page = (out / "sheet.html").read_text()
   for reason in [*CLIP.values(), *FILE.values()]:
@@ -197,7 +201,7 @@ def test_clips_become_a_data_set_that_crosses_no_cut(folder, curated, tmp_path):
   first = np.stack(list(video.frames(folder / "c_cut.mp4", 12.5, (36, 48), start=41 / 25))[:6])
   assert any(np.array_equal(first, clip) for clip in spliced)
   (caption,) = {clip["caption"] for clip in stored["train"] if clip["id"].startswith(b"a0.mp4")}
-  assert caption == b"a disc and a box"
+  assert caption == b"a disc and a box\ntwo things" and "a disc and a box" in builder.info.features["label"].names
   other = tmp_path / "other"
   other.mkdir()
   for line in (out / "clips.jsonl").read_text().splitlines():

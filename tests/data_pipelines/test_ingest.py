@@ -291,7 +291,8 @@ def test_captions_labels_and_errors_name_the_culprit(folder, tmp_path, capfd):
   refused(ValueError, "cannot read the captions", captions=text("b.csv", b"\xff\xfe\x00\x80file"))
   refused(ValueError, "cannot read the captions", captions=text("b.jsonl", '{"file": '))
   refused(ValueError, "entry 1: needs the columns file and caption", captions=text("n.csv", "name,text\na,b\n"))
-  refused(ValueError, "a.mp4 was captioned before", captions=text("t.csv", "file,caption\na.mp4,b\na.mp4,c\n"))
+  twice = "file,caption,label\na.mp4,b,one\na.mp4,c,two\n"
+  refused(ValueError, "a.mp4 was labelled before", captions=text("t.csv", twice))
   refused(ValueError, "names none of the files", captions=text("w.csv", "file,caption\nq.mp4,b\n"))
   refused(ValueError, "without a label: b", captions=text("l.csv", "file,caption,label\na,b,c\nb,c,\n"))
   refused(ValueError, "not in the folder: zebra.mp4", test_sources=text("t.txt", "c.gif\nzebra.mp4\n"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.scenes import simulate
+from vdt.conditions import nth_caption
 from vdt.evals import Run, pixels
 from vdt.evals.prompts import Prompts, wilson
 
@@ -73,6 +74,25 @@ def test_captions_have_all_that_is_judged():
     blank = {name: Clips(name, 16) for name in ("train", "test")}
     blank["train"].video[:] = 20
     Prompts(SAYS, count=16)(Run(None, 1, blank.__getitem__, None))
+
+
+def test_the_model_may_read_another_caption_than_the_judge():
+  clips = Clips("combinatorial", 32)
+  clips.caption = np.array([f"{each}\nsomething" for each in clips.caption])
+  asked = {}
+
+  def sample(count, **how):
+    asked.update(how)
+    return pixels(clips.video[:count])[:, None]
+
+  data = {"train": DATA["train"], "combinatorial": clips}
+  judged = Prompts(SAYS, count=32, judged_by=192, split="combinatorial", caption=1, task="first_frame", given_frames=1)
+  found = judged(Run(None, 1, data.__getitem__, sample))
+  assert found["all"]["samples"] > 0.95 and asked["caption"] == 1
+  assert found["direction"]["copy"] < 0.6 < found["colour"]["copy"], "a frame does not tell where it goes"
+  assert nth_caption(clips.caption, 1).tolist() == ["something"] * 32
+  with pytest.raises(ValueError, match="caption 2 was asked for, a clip has 2, from 0: a"):
+    nth_caption(clips.caption, 2)
 
 
 def test_wilson():

@@ -36,6 +36,11 @@ def prediction(key: Key[Array, ""], shape: Shape, count: int | None = None) -> M
   return _frames(jnp.arange(shape[0]) < _count(key, 1, shape[0] - 1, count), shape)
 
 
+def first_frame(key: Key[Array, ""], shape: Shape, count: int | None = None) -> Mask:
+  """The first frame is given: image to video."""
+  return prediction(key, shape, 1)
+
+
 def backward(key: Key[Array, ""], shape: Shape, count: int | None = None) -> Mask:
   """The last `count` frames are given."""
   return jnp.flip(prediction(key, shape, count), 0)
@@ -85,7 +90,10 @@ def completion(key: Key[Array, ""], shape: Shape, count: int | None = None) -> M
 
 TASKS: dict[str, Callable[..., Mask]] = {
   task.__name__: task
-  for task in (generation, prediction, backward, interpolation, single_frame, random_frames, keyframes, completion)
+  for task in (
+    *(generation, prediction, backward, interpolation, single_frame, random_frames, keyframes, completion),
+    first_frame,
+  )
 }
 
 
@@ -132,6 +140,7 @@ class Tasks:
   random_frames: float = 0.0
   keyframes: float = 0.0
   completion: float = 0.0
+  first_frame: float = 0.0
 
   def __post_init__(self):
     weights = dataclasses.astuple(self)

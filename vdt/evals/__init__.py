@@ -18,10 +18,10 @@ class Run(NamedTuple):
   losses: `losses(x0, noise, t, cond)` to each video's loss (b,), x0 and noise (b f h w c), t (b,).
   patch_frames: the frames of a temporal patch.
   data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`, of pixels.
-  sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None, paste=True, swapped=())` to
-    float32 videos in [-1, 1], `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips of the split.
-    Cached by its arguments. paste: what is given is put where it belongs. swapped: what is the next clip's, of its
-    batch's names.
+  sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None, paste=True, swapped=(),
+    caption=0)` to float32 videos in [-1, 1], `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips
+    of the split. Cached by its arguments. paste: what is given is put where it belongs. swapped: what is the next
+    clip's, of its batch's names. caption: which one of a clip's captions is read.
   given: `given(count, task, split="test", given_frames=None)`, what of these clips is given (count f h w 1).
   map: `map(function, *inputs)` to `function` of the inputs' rows, which are independent, over all devices.
   reconstruct: `reconstruct(videos)`, what an autoencoder makes of videos in [-1, 1].

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
+from vdt.conditions import nth_caption
 from vdt.evals import Run, Table, first, pixels, real_videos
 from vdt.evals.tracking import Track, track
 
@@ -22,13 +23,14 @@ class Prompts:
   """Rows: what a caption says, and all of it. Columns: the share of `samples` of which the judge says the same, with
   its 95 % interval `low`, `high` (Wilson 1927); of `real` clips; of samples against captions of others (`shuffled`);
   and of samples that were made with the `swapped` of the next clip, "video" (what is given) or "caption", against their
-  own captions.
+  own captions; and where frames are given, of the last of these, held still (`copy`).
 
   says: what is said, the words for it, of which a caption has one, and what that looks like, one of LOOKS, which may be
-  left out where it has the same name. judged_by: training clips that the judge learns the words on. task, given_frames:
-  "generation", or "prediction" and so many frames that are given, and not judged. Where a look follows an object, clips
-  of which none is seen, or several, count as wrong. Intervals take clips as independent: of one film there should be
-  one. ValueError for a caption without one of the words, or for an unknown look.
+  left out where it has the same name; of a clip's first caption. caption: the model reads this one, from 0. judged_by:
+  training clips that the judge learns the words on. task, given_frames: "generation", or "prediction" or "first_frame"
+  and so many frames that are given, and not judged. Where a look follows an object, clips of which none is seen, or
+  several, count as wrong. Intervals take clips as independent: of one film there should be one. ValueError for a
+  caption without one of the words, or for an unknown look.
   """
 
   says: tuple[tuple, ...]
@@ -39,16 +41,18 @@ class Prompts:
   task: str = "generation"
   given_frames: int | None = None
   swapped: tuple[str, ...] = ()
+  caption: int = 0
 
   def __post_init__(self):
     if unknown := {*self.looks.values()} - {*LOOKS}:
       raise ValueError(f"evals of prompts know no {', '.join(sorted(unknown))}: choose from {', '.join(LOOKS)}")
     if unknown := {*self.swapped} - {"caption", "video"}:
       raise ValueError(f"evals of prompts swap no {', '.join(sorted(unknown))}: choose from caption, video")
-    if (self.task, bool(self.given_frames)) not in (("generation", False), ("prediction", True)):
+    count = self.given_frames or 0
+    if not {"generation": not count, "prediction": count, "first_frame": count == 1}.get(self.task):
       raise ValueError(
-        f"evals of prompts with task {self.task!r} and given_frames {self.given_frames}: take generation without, or "
-        f"prediction with some"
+        f"evals of prompts with task {self.task!r} and given_frames {self.given_frames}: take generation without, "
+        f"prediction with some, or first_frame with 1"
       )
 
   @property
@@ -63,19 +67,24 @@ class Prompts:
     """Before training: ValueError for captions that say too little, or clips of which nothing is left to judge."""
     if (self.given_frames or 0) >= data.frames:
       raise ValueError(f"given_frames={self.given_frames} of {data.frames} frames: give fewer")
-    self.words(np.array(data.captions()))
+    captions = np.array(data.captions())
+    self.words(nth_caption(captions, 0))
+    nth_caption(captions, self.caption)
 
   def __call__(self, run: Run) -> Table:
     data, known = run.data(self.split), run.data("train")
     learned = first(known, min(self.judged_by, len(known)))
     rest = slice(self.given_frames or 0, None)
-    judge = Judge.learn(pixels(learned["video"])[:, rest], self.words(learned["caption"]), self.looks)
-    said = self.words(first(data, self.count)["caption"])
-    how = dict(task=self.task, split=self.split, given_frames=self.given_frames)
+    judge = Judge.learn(pixels(learned["video"])[:, rest], self.words(told(learned)), self.looks)
+    said = self.words(told(first(data, self.count)))
+    how = dict(task=self.task, split=self.split, given_frames=self.given_frames, caption=self.caption)
     seen = judge(run.sample(self.count, **how)[:, 0, rest])
-    real = judge(real_videos(data, self.count)[:, rest])
+    videos = real_videos(data, self.count)
+    real = judge(videos[:, rest])
     other = {name: np.roll(words, -1) for name, words in said.items()}
     made = {"samples": (seen, said), "real": (real, said), "shuffled": (seen, other)}
+    if self.given_frames:
+      made["copy"] = judge(np.repeat(videos[:, self.given_frames - 1, None], data.frames, axis=1)[:, rest]), said
     for what in self.swapped:
       made[f"other {what}"] = judge(run.sample(self.count, **how, swapped=(what,))[:, 0, rest]), said
     right = {name: {column: one[name] == two[name] for column, (one, two) in made.items()} for name in said}
@@ -98,6 +107,11 @@ class Prompts:
         raise ValueError(f"the caption {str(missing)!r} says no {name}: one of {', '.join(words)}")
       found[name] = np.array([words.index(word.group()) for word in heard])
     return found
+
+
+def told(batch: dict[str, np.ndarray]) -> np.ndarray:
+  """The first caption (b,) of each clip of a batch, whichever of them is read."""
+  return nth_caption(batch.get("captions", batch["caption"]), 0)
 
 
 class Discriminant(NamedTuple):
