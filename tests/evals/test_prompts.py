@@ -9,7 +9,8 @@ import pytest
 from data_pipelines.scenes import simulate
 from vdt.conditions import nth_caption
 from vdt.evals import Run, pixels
-from vdt.evals.prompts import Prompts, wilson
+from vdt.evals.prompts import Prompts
+from vdt.evals.statistics import wilson
 
 SAYS = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "text_bouncing.py"))["SAYS"]
 

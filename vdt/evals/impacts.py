@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from vdt.evals import Run, Table, first, real_videos
-from vdt.evals.prompts import alone, wilson
-from vdt.evals.tracking import track
+from vdt.evals.statistics import wilson
+from vdt.evals.tracking import alone, track
 
 LOUD = 0.1  # of full volume, at least, in the frame of an impact,
 RISE = 2.0  # and so many times what is heard in the frame before

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 
 from vdt.conditions import nth_caption
 from vdt.evals import Run, Table, first, pixels, real_videos
-from vdt.evals.tracking import Track, track
+from vdt.evals.statistics import wilson
+from vdt.evals.tracking import Track, alone, track
 
 RADII, HARMONICS, ANGLES = 8, 6, 48
 REACH = 2.2  # of the rings that a shape is seen by, in radii of a disc of its area
 GRAIN = 8  # pixels, of a side
-APART = 0.25  # of the frames may show no object, or several
 
 
 @dataclasses.dataclass
@@ -174,11 +174,6 @@ def followed(videos: Float[np.ndarray, "b f h w c"], looks: dict[str, str]) -> t
   return clear, [(video, each) for video, each, good in zip(videos, tracks, clear) if good]
 
 
-def alone(tracks: Track) -> bool:
-  """Whether nearly all frames show one object."""
-  return bool((tracks.count != 1).mean() <= APART)
-
-
 def colour(video: Float[np.ndarray, "f h w c"], tracks: Track) -> Float[np.ndarray, " c"]:
   """The object's, against the background."""
   return np.nanmedian(tracks.colour[:, 0], axis=0)
@@ -213,11 +208,3 @@ def appearance(video: Float[np.ndarray, "f h w c"], tracks: Track | None) -> Flo
 
 
 LOOKS = {"colour": colour, "shape": shape, "direction": direction, "appearance": appearance}
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-  """The 95 % interval of a share."""
-  z, share = 1.96, right / count
-  middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-  half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-  return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))

@@ -1,4 +1,4 @@
-"""Distances between two sets of features, and how far they can be trusted at so many."""
+"""Distances between two sets of features, and how far they and shares can be trusted at so many."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -125,6 +125,14 @@ def interval(draws: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
   """The middle 95 % of the draws of a `bootstrap`, or of a difference of two."""
   low, high = np.quantile(draws, [0.025, 0.975])
   return float(low), float(high)
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+  """The 95 % interval of a share."""
+  z, share = 1.96, right / count
+  middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+  half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+  return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
 
 
 def compared(name: str, distance: Distance, real: Features, made: dict[str, Features]) -> dict[str, dict[str, float]]:

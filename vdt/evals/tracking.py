@@ -11,6 +11,7 @@ THRESHOLD = 0.4  # colour distance to the background, [-1, 1], above which a pix
 SPECK = 0.1  # components below this share of the clip's objects are noise
 TOLERANCE = 0.5  # of the area of one object
 COLOUR = 0.25  # of the contrast
+APART = 0.25  # of the frames may show no object, or several
 
 
 class Track(NamedTuple):
@@ -139,6 +140,11 @@ def intact(tracks: Track, low: float, high: float) -> bool:
   change = np.linalg.norm(tracks.colour[whole] - usual, axis=-1) / np.linalg.norm(usual, axis=-1)
   present = enough & (tracks.count >= 1)
   return bool((present | hidden).all() and few.all() and (tracks.count <= objects).all() and change.max() <= COLOUR)
+
+
+def alone(tracks: Track) -> bool:
+  """Whether nearly all frames show one object."""
+  return bool((tracks.count != 1).mean() <= APART)
 
 
 def area_range(tracks: list[Track]) -> tuple[float, float]:
