@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ def cut(track: np.ndarray, start: float, count: int) -> np.ndarray:
   return np.pad(found, (0, count - len(found)))
 
 
+@functools.cache
+def mel_bands(count: int, size: int) -> np.ndarray:
+  """What each frequency of a transform of `size` gives to each of so many bands: (size / 2 + 1, count)."""
+  import tensorflow as tf
+
+  return tf.signal.linear_to_mel_weight_matrix(count, size // 2 + 1, RATE, LOWEST, HIGHEST).numpy()
+
+
 @dataclasses.dataclass
 class LogMel:
   """What a model hears of each frame: the logarithm of the energy in `bands` mel bands, at `windows` times in a frame.
@@ -148,8 +157,6 @@ class LogMel:
   def __call__(self, sound: np.ndarray, frames: int, first: float = 1.0) -> np.ndarray:
     """(b, n) int16 of clips of so many frames to (b, frames, width) float32. first: the time of the first frame, of
     that of each other; before it there is silence."""
-    import tensorflow as tf
-
     count, step = frames * self.windows, sound.shape[1] / ((frames - 1 + first) * self.windows)
     length = max(round(2 * step), 2)
     before = round((1 - first) * self.windows * step)
@@ -158,6 +165,5 @@ class LogMel:
     padded = np.pad(sound.astype(np.float32) / FULL, ((0, 0), (before + length, length)))
     parts = padded[:, starts[:, None] + np.arange(length) + length] * np.hanning(length).astype(np.float32)
     energy = np.square(np.abs(np.fft.rfft(parts, size))) / length
-    bands = tf.signal.linear_to_mel_weight_matrix(self.bands, size // 2 + 1, RATE, LOWEST, HIGHEST).numpy()
-    heard = np.log(energy.astype(np.float32) @ bands + QUIET) / 5 + 1
+    heard = np.log(energy.astype(np.float32) @ mel_bands(self.bands, size) + QUIET) / 5 + 1
     return heard.reshape(len(sound), frames, self.width)

@@ -54,14 +54,6 @@ class Conditions:
     return self.arrays(batch) | {"null": dict.fromkeys(self.config.model.conditions, kept)}
 
 
-def nth_caption(captions: np.ndarray, number: int) -> np.ndarray:
-  """Caption `number` (b,) of each clip, from its captions, one a line (b,). ValueError where one has fewer."""
-  lines = [text.split("\n") for text in captions.tolist()]
-  if short := [each for each in lines if len(each) <= number]:
-    raise ValueError(f"caption {number} was asked for, a clip has {len(short[0])}, from 0: {', '.join(short[0])}")
-  return np.array([each[number] for each in lines])
-
-
 def begun(config: Config) -> Conditions:
   """Those of a run of `config` that begins, without a folder."""
   if not config.text:

@@ -12,11 +12,11 @@ import numpy as np
 from etils import epath
 
 from vdt import conditions, distributed, space
-from vdt.conditions import Conditions, absent, nth_caption
+from vdt.conditions import Conditions, absent
 from vdt.config import Config
 from vdt.diffusion import given as plans
 from vdt.distributed import in_chunks
-from vdt.evals import Run, Table, card, first, pixels
+from vdt.evals import Run, Table, card, first, nth_caption, pixels
 from vdt.sample import generate, load
 from vdt.space import Space
 from vdt.workdirs import environment

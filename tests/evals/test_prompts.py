@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.scenes import simulate
-from vdt.conditions import nth_caption
-from vdt.evals import Run, pixels
+from vdt.evals import Run, nth_caption, pixels
 from vdt.evals.prompts import Prompts
 from vdt.evals.statistics import wilson
 

@@ -82,6 +82,14 @@ def pixels(video: np.ndarray) -> Float[np.ndarray, "..."]:
   return video.astype(np.float32) / 127.5 - 1.0 if video.dtype == np.uint8 else video.astype(np.float32)
 
 
+def nth_caption(captions: np.ndarray, number: int) -> np.ndarray:
+  """Caption `number` (b,) of each clip, from its captions, one a line (b,). ValueError where one has fewer."""
+  lines = [text.split("\n") for text in captions.tolist()]
+  if short := [each for each in lines if len(each) <= number]:
+    raise ValueError(f"caption {number} was asked for, a clip has {len(short[0])}, from 0: {', '.join(short[0])}")
+  return np.array([each[number] for each in lines])
+
+
 def first(data: Any, count: int) -> dict[str, np.ndarray]:
   """A batch of the first `count` clips of `data` in its own order, which starts anew where it ends."""
   batches = [data.batch(step) for step in range(-(-count // data.batch_size))]

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
-from vdt.conditions import nth_caption
-from vdt.evals import Run, Table, first, pixels, real_videos
+from vdt.evals import Run, Table, first, nth_caption, pixels, real_videos
 from vdt.evals.statistics import wilson
 from vdt.evals.tracking import Track, alone, track
 

@@ -97,38 +97,26 @@ class Heads(nnx.Module):
     self.query_norm, self.key_norm = norm(), norm()
 
 
-class TextAttention(Heads):
-  """Attention from all tokens to those of a text."""
+class CrossAttention(Heads):
+  """Attention from all tokens to those of a condition: to all of a text's, or to what is heard about their frame."""
 
   def __call__(
-    self, x: Float[Array, "b f n d"], text: Float[Array, "b l d"], seen: Bool[Array, "b l"], split: int
+    self,
+    x: Float[Array, "b f n d"],
+    told: Float[Array, "b l d"] | Float[Array, "b f l d"],
+    seen: Bool[Array, "#b #f l"],
+    split: int,
   ) -> Float[Array, "b f n d"]:
-    """seen: the tokens of the text that are there, at least one. split: see `layout`."""
+    """seen: which of `told` are there, at least one. split: see `layout`."""
+    frames = "f" if told.ndim == 4 else ""
     query = rearrange(layout.hidden(self.query(x), split), "b f n (k e) -> b f n k e", k=self.heads)
-    key, value = (rearrange(dense(text), "b l (k e) -> b l k e", k=self.heads) for dense in (self.key, self.value))
+    key, value = (rearrange(dense(told), "... l (k e) -> ... l k e", k=self.heads) for dense in (self.key, self.value))
     if self.query_norm is not None:
       query, key = self.query_norm(query), self.key_norm(key)
-    logits = jnp.einsum("bfnke,blke->bkfnl", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(logits, axis=-1, where=seen[:, None, None, None]).astype(value.dtype)
-    y = rearrange(jnp.einsum("bkfnl,blke->bfnke", weights, value), "b f n k e -> b f n (k e)")
-    return layout.tokens(self.out(layout.hidden(y, split)), split)
-
-
-class SoundAttention(Heads):
-  """Attention from the tokens of each frame to what is heard about then."""
-
-  def __call__(
-    self, x: Float[Array, "b f n d"], sound: Float[Array, "b f r d"], there: Bool[Array, "f r"], split: int
-  ) -> Float[Array, "b f n d"]:
-    """there: which of `sound` is not before the beginning, or after the end. split: see `layout`."""
-    query = rearrange(layout.hidden(self.query(x), split), "b f n (k e) -> b f n k e", k=self.heads)
-    key, value = (rearrange(dense(sound), "b f r (k e) -> b f r k e", k=self.heads) for dense in (self.key, self.value))
-    if self.query_norm is not None:
-      query, key = self.query_norm(query), self.key_norm(key)
-    logits = jnp.einsum("bfnke,bfrke->bkfnr", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(logits, axis=-1, where=there[None, None, :, None]).astype(value.dtype)
-    y = rearrange(jnp.einsum("bkfnr,bfrke->bfnke", weights, value), "b f n k e -> b f n (k e)")
-    return layout.tokens(self.out(layout.hidden(y, split)), split)
+    logits = jnp.einsum(f"bfnke,b{frames}lke->bkfnl", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1, where=seen[:, None, :, None])
+    y = jnp.einsum(f"bkfnl,b{frames}lke->bfnke", weights.astype(value.dtype), value)
+    return layout.tokens(self.out(layout.hidden(rearrange(y, "b f n k e -> b f n (k e)"), split)), split)
 
 
 class Attention(Heads):

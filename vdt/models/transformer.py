@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vdt.models import layout, positions
-from vdt.models.attention import AXES, Attention, SoundAttention, TextAttention
+from vdt.models.attention import AXES, Attention, CrossAttention
 from vdt.models.layers import DENSE, MLP, MODULATIONS, Dense, Residual, TimeEmbedding, Told, modulate, zeros
 from vdt.models.text import T5Config, T5Encoder
 
@@ -239,7 +239,7 @@ class Around(NamedTuple):
   """What all blocks see beside the tokens.
 
   time: (b f d), of each frame, with the label. shared: (b f 6d), "single"'s map. text: (b l d) and which of it is there
-  (b l). sound: (b f r d), what is heard in each frame and around it, and which of it is there (f r). late: (f d), a
+  (b 1 l). sound: (b f r d), what is heard in each frame and around it, and which of it is there (1 f r). late: (f d), a
   table for the first repeat's second block. cells: patches along (f, h, w). kernels: see `Network`.
   """
 
@@ -260,10 +260,8 @@ class Block(nnx.Module):
     options = dict(qk_norm=config.qk_norm, dtype=dtype, rngs=rngs)
 
     def body(axis: str) -> nnx.Module:
-      if axis == TEXT:
-        return TextAttention(width, config.heads, **options)
-      if axis == SOUND:
-        return SoundAttention(width, config.heads, **options)
+      if axis in BESIDE:
+        return CrossAttention(width, config.heads, **options)
       return Attention(axis, width, config.heads, rotary="rope" in config.positions, **options)
 
     self.axes = tuple(axis for axis, _ in entries)
@@ -380,14 +378,14 @@ class VideoDiT(nnx.Module):
     text = self.read(cond, x.shape[0]) if config.text else None
     if config.pooled:
       words, seen = text
-      time += self.text_pooled(jnp.mean(words, 1, where=seen[..., None]))[:, None]
+      time += self.text_pooled(jnp.mean(words, 1, where=jnp.swapaxes(seen, 1, 2)))[:, None]
     time = layout.whole(time)
     shared = self.modulation(nnx.silu(time)) if hasattr(self, "modulation") else None
     sound = self.hear(cond, x.shape[0], cells[0], tokens.shape[1]) if config.sound else None
     around = Around(time, shared, text, sound, late, cells, kernels)
     return layout.tokens(tokens, layout.FRAMES), around
 
-  def read(self, cond: dict, count: Any) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
+  def read(self, cond: dict, count: Any) -> tuple[Float[Array, "b l d"], Bool[Array, "b 1 l"]]:
     """The text as blocks attend to it: zeros where it is dropped, or not there. count: of videos, also symbolic."""
     text = cond.get("text", jnp.zeros((count, 1, self.config.text)))
     seen = cond.get("text_seen", jnp.ones(text.shape[:2], bool))
@@ -397,11 +395,11 @@ class VideoDiT(nnx.Module):
     text = jnp.where(null[..., None], 0.0, text)
     seen = jnp.where(null, (jnp.arange(text.shape[1]) == 0)[None], seen)
     hidden = nnx.gelu(self.text_up(text.astype(self.config.dtype)), approximate=True)
-    return self.text_down(hidden), seen
+    return self.text_down(hidden), seen[:, None]
 
   def hear(
     self, cond: dict, count: Any, frames: int, padded: int
-  ) -> tuple[Float[Array, "b f r d"], Bool[Array, "f r"]]:
+  ) -> tuple[Float[Array, "b f r d"], Bool[Array, "1 f r"]]:
     """The sound as blocks attend to it: of each of so many frames of patches, what is heard from `NEAR` before it to
     `NEAR` after it; zeros where it is dropped, or not there. count: as `read` has it."""
     config = self.config
@@ -413,7 +411,7 @@ class VideoDiT(nnx.Module):
     around = jnp.stack([heard[:, place : place + padded] for place in range(2 * NEAR + 1)], 2)
     place = np.arange(padded)[:, None] + np.arange(-NEAR, NEAR + 1)
     there = (place >= 0) & (place < frames) | (place == np.arange(padded)[:, None])  # of padding, itself
-    return around + self.sound_places[...].astype(heard.dtype)[None, None], jnp.asarray(there)
+    return around + self.sound_places[...].astype(heard.dtype)[None, None], jnp.asarray(there)[None]
 
   def leave(self, tokens: Float[Array, "b cells n d"], around: Around) -> Float[Array, "b f h w o"]:
     """What the network says, from the last block's tokens."""
