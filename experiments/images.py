@@ -1,13 +1,16 @@
 r"""Do pictures teach videos? Few clips, many single frames, equal compute.
 
-  vdt train --config experiments/images.py:images --workdir runs/images
+  for seed in 0 1 2; do
+    vdt train --config experiments/images.py:images --workdir runs/images/$seed \
+      --config.seed=$seed --config.data.seed=$seed
+  done
   vdt sweep --config experiments/images.py --workdir runs/images_help --workers 2
-  vdt compare runs/images_help
+  vdt compare runs/images_help --align share
 
 Balls under gravity: pictures are the frames of 6,000 clips, videos are 64 or 512 of these. Arms: `scratch`; `all` and
-`time`, which go on from the model of pictures, with all parameters or with the attentions over time alone; `joint`,
-clips and pictures in turn. As many clips are looked at by scratch and joint as by the others, the pictures counted in
-(8 of them are a clip); what a step costs in attention over time is not counted.
+`time`, which go on from the model of pictures of the same seed, with all parameters or with the attentions over time
+alone; `joint`, clips and pictures in turn. As many clips are looked at by scratch and joint as by the others, the
+pictures counted in (8 of them are a clip); what a step costs in attention over time is not counted.
 
 Variants: full (16 frames of 64 x 64, for an accelerator: joint), images (the model of pictures), ARM-CLIPS (say
 time-64; two minutes on a CPU core), tiny (joint, seconds).
@@ -23,11 +26,12 @@ from vdt.evals.motion import Motion
 from vdt.evals.physics import Physics
 from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
-from vdt.sweep import Arm, product, seeds
+from vdt.sweep import Arm, chainit, product, seeds, zipit
 
 STEPS = 800  # of 16 clips, in all
 SHARE = 0.4  # of them are of pictures, where there are any
 ARMS, COUNTS = ("scratch", "all", "time", "joint"), (64, 512)
+PICTURES = [f"runs/images/{seed}" for seed in range(3)]  # models of them
 
 
 def get_config(variant: str = "full") -> Config:
@@ -64,7 +68,7 @@ def get_config(variant: str = "full") -> Config:
     case "scratch" | "all" | "time":
       config.data = videos
       if arm != "scratch":
-        config.steps, config.init_from = STEPS - int(SHARE * STEPS), "runs/images"
+        config.steps, config.init_from = STEPS - int(SHARE * STEPS), PICTURES[0]
       if arm == "time":
         config.freeze = "^(?!.*attention/1/)"
     case "joint":
@@ -81,5 +85,6 @@ def get_config(variant: str = "full") -> Config:
 
 def sweep():
   """Each arm with so many clips, three times."""
-  variants = [Arm(f"{arm}-{count}", {"variant": f"{arm}-{count}"}) for count in COUNTS for arm in ARMS]
-  return product(variants, seeds(3))
+  arms = lambda names: [Arm(f"{arm}-{count}", {"variant": f"{arm}-{count}"}) for count in COUNTS for arm in names]
+  on = zipit(seeds(3), [Arm("", {"init_from": path}) for path in PICTURES])
+  return chainit(product(arms(("scratch", "joint")), seeds(3)), product(arms(("all", "time")), on))

@@ -66,6 +66,9 @@ def test_at_equal_cost(tmp_path):
   assert not any(metric.startswith("loss") for metric, _ in rows), "the dear arm has no eval in the cheap one's hours"
   assert "some of late, loss" in page
   assert float(rows["train/loss", "cheap"]["base"]) > float(rows["train/loss", "cheap"]["value"])
+  rows, _ = effects(folder, "--align=share")
+  row = rows["loss/generation/mean", "cheap"]
+  assert (float(row["base"]), float(row["value"])) == (50, 100) and ("late/score/samples", "cheap") not in rows
 
 
 def test_between_evals(tmp_path):

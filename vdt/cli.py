@@ -343,7 +343,8 @@ def cancel(rest: list[str]) -> None:
 def compare(rest: list[str]) -> None:
   values = flags.FlagValues()
   flags.DEFINE_string("base", None, "the arm that others are compared with (default: the first)", flag_values=values)
-  flags.DEFINE_enum("align", "steps", ["steps", "flops", "hours"], "at equal what", flag_values=values)
+  kinds = ["steps", "flops", "hours", "share"]
+  flags.DEFINE_enum("align", "steps", kinds, "at equal what; share: each at its own end", flag_values=values)
   flags.DEFINE_string("out", None, "folder for the page and the tables (default: the first one)", flag_values=values)
   text = "lines of the evals' cards in which arms may differ, by commas: those that the sweep varies"
   flags.DEFINE_list("allow", [], text, flag_values=values)

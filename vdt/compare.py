@@ -18,7 +18,12 @@ from vdt.evaluate import CARDS, EVALUATION, flat
 from vdt.report import embed
 from vdt.writer import read_rows
 
-ALIGNMENTS = {"steps": "steps", "flops": "FLOPs of the model, forward and backward", "hours": "hours in steps"}
+ALIGNMENTS = {
+  "steps": "steps",
+  "flops": "FLOPs of the model, forward and backward",
+  "hours": "hours in steps",
+  "share": "of its own steps",
+}
 LOGGED = ("loss", "grad_norm")
 LAST = 20  # logged steps of which training's own columns are the mean
 SHOWN = 6
@@ -106,13 +111,14 @@ def figures(logged: list[dict[str, Any]], path: Path) -> tuple[list[dict[str, An
 
 
 def axis(rows: list[dict[str, Any]], align: str) -> dict[int, float]:
-  """Step to steps, FLOPs, or hours spent in steps, from logged rows."""
+  """Step to steps, FLOPs, hours spent in steps, or its share of all, from logged rows."""
   found, hours, before = {0: 0.0}, 0.0, 0
   for row in rows:
     hours += row["step_time"] * (row["step"] - before) / 3600
     before = row["step"]
     flops = row["step"] * row["step_time"] * row["flops_per_second"]
-    found[row["step"]] = {"steps": row["step"], "flops": flops, "hours": hours}[align]
+    share = row["step"] / rows[-1]["step"]
+    found[row["step"]] = {"steps": row["step"], "flops": flops, "hours": hours, "share": share}[align]
   return found
 
 
