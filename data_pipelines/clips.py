@@ -192,11 +192,12 @@ class Clips(Reader):
     heard = {"sound": np.stack([example["sound"] for example in examples])} if "sound" in examples[0] else {}
     return {"video": videos[cut], **described(examples), **heard}
 
-  def clip(self, path: str) -> np.ndarray:
-    """A user's video or picture file as the data set's clips were made: (f h w 3) uint8, at most `frames` frames."""
+  def clip(self, path: str, fps: float | None = None) -> np.ndarray:
+    """A user's video or picture file as the data set's clips were made, or at another rate: (f h w 3) uint8, at most
+    `frames` frames."""
     from data_pipelines.video import read_clip
 
-    return read_clip(path, frames=self.frames, size=tuple(self.size), fps=self.fps())
+    return read_clip(path, frames=self.frames, size=tuple(self.size), fps=fps or self.fps())
 
 
 def described(examples: Sequence[dict[str, Any]]) -> Batch:

@@ -222,9 +222,9 @@ class Latents(Reader):
   def fps(self) -> float:
     return self.clips.fps()
 
-  def clip(self, path: str) -> np.ndarray:
+  def clip(self, path: str, fps: float | None = None) -> np.ndarray:
     """A user's own file as pixels: see `Clips.clip`."""
-    return self.clips.clip(path)
+    return self.clips.clip(path, fps)
 
   def rule(self) -> dict[str, Any]:
     return {"autoencoder": self.info["autoencoder"], "source": self.clips.rule()}

@@ -170,8 +170,8 @@ class Several:
   def fps(self) -> float:
     return self.members[0].fps()
 
-  def clip(self, path: str) -> np.ndarray:
-    return self.members[0].clip(path)
+  def clip(self, path: str, fps: float | None = None) -> np.ndarray:
+    return self.members[0].clip(path, fps)
 
   def __len__(self) -> int:
     return sum(map(len, self.members))

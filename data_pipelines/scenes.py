@@ -4,7 +4,7 @@ A scene is drawn in shares of the frame and of the clip, so it looks alike at an
 
 Scenes: `bouncing` one ball under gravity between walls; `tumbling` one or two balls and boxes, the same way;
 `collisions` two bodies meet without gravity or walls; `occlusion` a body passes behind a bar; `sprites` a shape
-drifts and turns; `mixed` one of the last four.
+drifts and turns; `drifting` a larger one keeps upright; `mixed` one of those but bouncing and drifting.
 
 Splits: `test` is drawn like `train`; each clip of `combinatorial` has a pair of words in HELD_OUT, which no clip of
 another split has; `ood` is faster (and falls faster) than anything in train.
@@ -39,6 +39,7 @@ class Scene(NamedTuple):
   radius: tuple[float, float] = (0.085, 0.12)
   elasticity: float = 0.7
   friction: float = 0.0
+  turning: bool = True  # of a sprite
 
   @property
   def labels(self) -> list[str]:
@@ -58,6 +59,11 @@ SCENES = {
     1, tuple(COLOURS), ("ball", "box"), slow=(0.48, 0.55), fast=(0.64, 0.72), beyond=(0.8, 0.84), radius=(0.07, 0.09)
   ),
   "sprites": Scene(1, tuple(COLOURS), SPRITES, tuple(TOWARDS), radius=(0.11, 0.15)),
+  "drifting": Scene(
+    *(1, tuple(COLOURS), SPRITES, tuple(TOWARDS), (0.13, 0.22), (0.32, 0.45), (0.5, 0.56)),
+    radius=(0.18, 0.22),
+    turning=False,
+  ),
   "mixed": Scene(2, tuple(COLOURS), ("ball", "box", *SPRITES), tuple(TOWARDS)),
 }
 MIXED = ("tumbling", "collisions", "occlusion", "sprites")
@@ -227,6 +233,8 @@ def draw_sprites(rng: np.random.Generator, scene: Scene, split: str, frames: int
   radius = rng.uniform(*scene.radius) * size
   travel = np.array(TOWARDS[words[2]]) * crossed * size
   start = draw_start(rng, travel, radius, size)
+  if not scene.turning:
+    return World([Body(*words, radius, start, travel / (frames - 1))])
   turn = rng.choice([-1, 1]) * rng.uniform(0.25, 0.6)
   angle, spin = rng.uniform(0, 2 * math.pi), 2 * math.pi * turn / (frames - 1)
   body = Body(*words, radius, start, travel / (frames - 1), angle, spin)
@@ -239,4 +247,5 @@ DRAW = {
   "collisions": draw_collisions,
   "occlusion": draw_occlusion,
   "sprites": draw_sprites,
+  "drifting": draw_sprites,
 }

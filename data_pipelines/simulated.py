@@ -67,7 +67,7 @@ CONFIGS = [
   small("collisions"),
   small("occlusion"),
   small("sprites"),
-  dataclasses.replace(small("sprites"), name="sprites16x8000", train=8000),
+  dataclasses.replace(small("drifting"), train=8000),
   *(SimulatedConfig(name=f"{scene}64", scene=scene) for scene in SCENES),
   SimulatedConfig(name="sounding64", scene="bouncing", sound=True),
   SimulatedConfig(name="mixed64x17", scene="mixed", frames=17),  # 1 + 4 k, for an autoencoder

@@ -78,8 +78,8 @@ def read_captions(path: str | os.PathLike, names: dict[str, Path]) -> tuple[dict
     known = rows.setdefault(name, row)
     if known.get("label") != row.get("label"):
       raise ValueError(f"{path}, entry {number}: {name} was labelled before, differently")
-    if caption not in known["caption"].splitlines():
-      known["caption"] += f"\n{caption}"
+    if caption and caption not in known["caption"].split("\n"):
+      known["caption"] = f"{known['caption']}\n{caption}" if known["caption"] else caption
   unlabelled = [name for name, row in rows.items() if "label" not in row]
   if 0 < len(unlabelled) < len(rows):
     raise ValueError(f"{path}: label every file or none; without a label: {_some(unlabelled)}")

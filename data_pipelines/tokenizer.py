@@ -42,10 +42,6 @@ class Tokenizer:
       ids[row, : len(pieces)], seen[row, : len(pieces)] = pieces, True
     return ids, seen
 
-  def longest(self, texts: Sequence[str]) -> int:
-    """Pieces of the longest text, its end among them."""
-    return 1 + max((len(pieces) for pieces in self.processor.encode(list(texts))), default=0)
-
 
 def train(texts: Iterable[str], vocabulary: int) -> bytes:
   """A model of at most `vocabulary` pieces (byte pairs, arXiv:1508.07909), the same for the same texts; for letters
@@ -55,7 +51,7 @@ def train(texts: Iterable[str], vocabulary: int) -> bytes:
   """
   told = [line for text in texts for line in text.splitlines() if line.strip()]
   if not told:
-    raise ValueError("there are no captions to train a tokenizer on: put .txt files beside the clips, and ingest again")
+    raise ValueError("there are no captions to train a tokenizer on: ingest them again with --captions FILE")
   made = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(

@@ -73,5 +73,5 @@ def get_config(variant: str = "full") -> Config:
         for each in config.evals.values():
           each.count = 8
     case _:
-      raise ValueError(f"unknown variant {variant!r}: choose full, demo or tiny")
+      raise ValueError(f"unknown variant {variant!r}: choose full, demo, plans or tiny")
   return config

@@ -12,7 +12,7 @@ a test clip's person and tone are known, and its action, and not together. A cli
 has two captions, of which training draws one: who does what ("a man with medium skin, rocket"), and the action alone.
 `seen` and `text` are prompts of the first kind, and nothing else. `together` has the first frame of a held-out clip,
 which shows who, and a prompt of the action alone; and looks what becomes of it with another clip's prompt, or frame.
-Variants: full (16 frames of 64 x 64, for an accelerator; make films with --size 64, ingest with --size 64 --frames 16),
+Variants: full (16 frames of 64 x 64, for an accelerator; ingest with --size 64 --frames 16 --fps 12),
 demo (8 frames of 32 x 32 in patches of 8, an hour on a CPU core), tiny (the demo's shape, seconds, learns little).
 
 Measured, demo, one run of 42 minutes on one core that did other work as well, 256 clips each, with 95 % intervals, of

@@ -1,7 +1,7 @@
 r"""Prompts to videos: a coloured shape drifts in a direction, as its caption says; also in pairs never seen together.
 
   vdt train --config experiments/text_bouncing.py:demo --workdir runs/text
-  vdt sample --workdir runs/text --prompt "a red ring moves fast to the left and turns clockwise" --guidance 3
+  vdt sample --workdir runs/text --prompt "a red ring moves fast to the left" --guidance 3
   vdt sweep --config experiments/text_bouncing.py:demo --workdir runs/text_seeds
 
 Six colours, four shapes and four directions; captions of the split combinatorial have a pair of colour and direction,
@@ -31,7 +31,7 @@ SAYS = (
 def get_config(variant: str = "full") -> Config:
   config = Config(
     steps=100_000,
-    data=SimulatedClips(name="sprites64", frames=16, size=(64, 64), batch_size=64),
+    data=SimulatedClips(name="drifting64", frames=16, size=(64, 64), batch_size=64),
     text=Pieces(length=24, vocabulary=512),
     model=TransformerConfig.sized("S", patch=(1, 4, 4), pattern=(("space", "text"), ("time",)), text=256, pooled=True),
     diffusion=RectifiedFlow(shift=resolution_shift(tokens=16 * 16 * 16, base_tokens=32 * 32)),
@@ -50,7 +50,7 @@ def get_config(variant: str = "full") -> Config:
     case "full":
       pass
     case "demo" | "tiny":
-      config.data = SimulatedClips(name="sprites16x8000", frames=8, size=(16, 16), batch_size=16)
+      config.data = SimulatedClips(name="drifting16", frames=8, size=(16, 16), batch_size=16)
       small = dict(pattern=(("space", "time", "text"),), dtype="float32", text=64, pooled=True)
       config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), **small)
       config.model.encoder = T5Config(512, width=64, depth=1, heads=2, head_size=32, mlp=128, dtype="float32")
@@ -61,7 +61,7 @@ def get_config(variant: str = "full") -> Config:
       config.steps, config.log_every, config.save_every = 3_000, 20, 500
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
       if variant == "tiny":
-        config.data = SimulatedClips(name="sprites16", frames=8, size=(16, 16), batch_size=8)
+        config.data.batch_size = 8
         config.model.width, config.model.heads = 32, 1
         config.steps, config.log_every, config.save_every = 20, 5, 10
         config.optimizer.decay = config.steps

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,11 +15,17 @@ from safetensors.numpy import save_file
 from short import get_config
 from test_cli import fails
 
-from vdt import checkpoint, cli, conditions, plan, sample
+from data_pipelines.reading import Reader, captioned
+from vdt import checkpoint, cli, conditions, evaluate, plan, sample
 from vdt.captions import Frozen
-from vdt.config import Mesh
+from vdt.conditions import Conditions
+from vdt.config import Config, Mesh
+from vdt.diffusion import RectifiedFlow, Sampler
+from vdt.diffusion import given as plans
 from vdt.evals import first, pixels
+from vdt.models.transformer import Network
 from vdt.request import Request, placed
+from vdt.space import Space
 from vdt.text_encoder import TextEncoder
 from vdt.train import make_update, train
 
@@ -164,7 +171,10 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
     (["--guidance=much"], "a number, or NAME=NUMBER"),
     (["--prompt=a", "--prompts=b"], "name one of them"),
     (["--prompts=nowhere.txt"], "nowhere.txt cannot be read"),
+    (["--guidance=2,text=3,4"], "says a scale twice"),
     (["--fps=0"], "--fps 0.0: above 0"),
+    (["--fps=inf"], "--fps inf: above 0"),
+    (["--fps=4", "--task=prediction"], "held-out frames are of another rate"),
     (["--label=puce"], "unknown label 'puce'"),
     (["--keyframes=0"], "write NUMBER:FILE"),
     (["--keyframes=4:A"], "a video has the frames 0 to 3"),
@@ -173,6 +183,7 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
     (["--image=A", "--task=prediction"], "leave out --given, --task"),
     (["--mask=A"], "--mask is of a --video"),
     (["--video=A", "--given_frames=4"], "has 1 frames, 4 are asked for"),
+    (["--video=A", "--given_frames=0"], "--given_frames 0 of --video: at least 1"),
   ],
 )
 def test_what_cannot_be_asked_is_named(run, tmp_path, capsys, asked, message):
@@ -184,12 +195,19 @@ def test_what_cannot_be_asked_is_named(run, tmp_path, capsys, asked, message):
 def test_a_model_that_is_not_told_says_so_and_a_lost_tokenizer_is_missed(run, data_dir, tmp_path, capsys):
   config = dataclasses.replace(get_config(), steps=1)
   config.data.data_dir, config.mesh.data, config.tasks.completion = data_dir, 1, 0.0
-  config.model.classes = 0
+  config.model.classes, config.model.given = 0, False
   plain = str(tmp_path / "plain")
   train(config, plain)
   request = Request(count=1, prompt="red")
   with pytest.raises(ValueError, match="trained without text"):
     sample.run(config, plain, str(tmp_path / "out"), request)
+  np.save(tmp_path / "hole.npy", np.pad(np.full((1, 8, 8, 3), 255, np.uint8), ((0, 0), (4, 4), (4, 4), (0, 0))))
+  np.save(tmp_path / "clip.npy", np.zeros((8, 16, 16, 3), np.uint8))
+  holed = Request(count=1, video=str(tmp_path / "clip.npy"), mask=str(tmp_path / "hole.npy"))
+  with pytest.raises(ValueError, match="not told where they are"):
+    sample.run(config, plain, str(tmp_path / "out"), holed)
+  with pytest.raises(ValueError, match=r"sampler.guidance of 'texts': this model has none"):
+    dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, guidance=(("texts", 5.0),))).check()
   (run / conditions.KEPT).rename(run / "elsewhere")
   try:
     assert "text.model is missing" in fails(capsys, "sample", f"--workdir={run}", f"--out={tmp_path}")
@@ -237,6 +255,51 @@ def test_captions_of_a_frozen_encoder_are_made_once_and_kept(data_dir, tmp_path,
   config.model.text, config.steps = 16, 3
   with pytest.raises(ValueError, match=r"makes tokens of 24 numbers, model\.text is 16"):
     train(config, str(tmp_path / "narrow"))
+
+
+@dataclasses.dataclass
+class Captioned(Reader):
+  """Clips of one grey each, with two captions, of which training draws one."""
+
+  split: str = "train"
+  seed: int = 0
+  batch_size: int = 4
+  frames: int = 4
+  size: tuple[int, int] = (4, 4)
+
+  def read(self, positions):
+    number = positions % 8
+    text = np.array([f"first {each}\nsecond {each}" for each in number])
+    videos = np.broadcast_to(np.uint8(10 * number)[:, None, None, None, None], (len(number), 4, 4, 4, 3))
+    return {"video": videos, **captioned(text, self.split, 0, positions)}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_samples_are_told_the_caption_that_is_asked_for_and_what_is_swapped_is_the_next_clips(split):
+  """A network that says what it reads: the number of a caption, and a hundred times whether it is the second one."""
+  said = lambda text: int(text.split()[1]) / 1000 + (0.1 if text.startswith("second") else 0.0)
+  echo = lambda params, x, t, cond, *_: jnp.broadcast_to(cond["text"][:, None, None, None], x.shape)
+  config = Config(data=Captioned(), diffusion=RectifiedFlow(prediction="x0"), sampler=Sampler(steps=2))
+  told = Conditions(config, lambda texts: {"text": np.array([said(text) for text in texts], np.float32)})
+  runs = []
+  evaluate.evaluate(config, Network(None, echo, None), {}, {"probe": lambda run: runs.append(run) or {}}, Space(), told)
+  made = lambda **how: runs[0].sample(6, split=split, **how)[:, 0]
+  number = np.arange(6) / 1000
+  np.testing.assert_allclose(made()[:, 0, 0, 0, 0], number, atol=1e-6)
+  np.testing.assert_allclose(made(caption=1)[:, 0, 0, 0, 0], number + 0.1, atol=1e-6)
+  np.testing.assert_allclose(made(caption=1, swapped=("caption",))[:, 0, 0, 0, 0], np.roll(number, -1) + 0.1, atol=1e-6)
+  given = made(task="first_frame", swapped=("video",))
+  np.testing.assert_allclose(given[:, 0, 0, 0, 0], np.roll(np.arange(6) * 10, -1) / 127.5 - 1, atol=1e-6)
+  np.testing.assert_allclose(given[:, 1, 0, 0, 0], number, atol=1e-6)
+  with pytest.raises(ValueError, match="caption 2 was asked for"):
+    made(caption=2)
+
+
+def test_a_frame_is_given_with_all_that_its_patch_stands_for():
+  whole = lambda mask: np.asarray(plans.whole_cells(jnp.asarray(mask), 2))
+  mask = np.zeros((1, 6, 2, 2, 1))
+  mask[:, [0, 1, 5]] = 1
+  assert [number for number in (0, 1, 5) if not sample.whole_at(number, mask, whole)] == [5]
 
 
 def test_the_plan_has_the_same_arrays(loaded):

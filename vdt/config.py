@@ -26,9 +26,9 @@ class Data(Protocol):
 
   `made_by` is the fingerprint of the autoencoder whose latents they are, or "" of pixels, and `clips` the same as
   pixels, which it is itself where it holds no latents. `shapes` are those of all batches, with their shares of steps
-  (`data_pipelines.reading.Shape`). `clip` reads a user's own file as the clips were read. `fingerprint` tells data sets
-  apart, `rule` says how clips are made. `labels` names the classes; `split` may be set by `dataclasses.replace`.
-  `data_pipelines.reading.Reader` has most of it for what can be read by position.
+  (`data_pipelines.reading.Shape`). `clip` reads a user's own file as the clips were read, or at another rate.
+  `fingerprint` tells data sets apart, `rule` says how clips are made. `labels` names the classes; `split` may be set by
+  `dataclasses.replace`. `data_pipelines.reading.Reader` has most of it for what can be read by position.
   """
 
   split: str
@@ -44,7 +44,7 @@ class Data(Protocol):
   def __len__(self) -> int: ...
   def batch(self, step: int) -> dict[str, np.ndarray]: ...
   def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]: ...
-  def clip(self, path: str) -> np.ndarray: ...
+  def clip(self, path: str, fps: float | None = None) -> np.ndarray: ...
   def fingerprint(self) -> str: ...
   def rule(self) -> dict[str, Any]: ...
   def labels(self) -> list[str]: ...
@@ -251,6 +251,9 @@ class Config:
         f"neither"
       )
     self.sampler.check(self.diffusion)
+    conditions = getattr(self.model, "conditions", ())
+    if wrong := [name for name, _ in getattr(self.sampler, "guidance", ()) if name not in conditions]:
+      raise ValueError(f"sampler.guidance of {wrong[0]!r}: this model has {', '.join(conditions) or 'none'}")
     if not getattr(self.model, "given", True) and self.tasks.completion:
       raise ValueError("tasks.completion with model.given False: nothing would tell the network where the hole is")
     if self.text:
@@ -295,10 +298,12 @@ class Config:
       held_out.prepare()
       if hasattr(each, "prepare"):
         each.prepare(held_out.clips)
-      if each.split == "train" and getattr(each, "given_frames", None) and held_out.clips.each() is not held_out:
+      sampled, clips = getattr(each, "sampled", True), held_out.clips
+      drawn = clips is not held_out and getattr(each, "given_frames", None)
+      if each.split == "train" and sampled and (drawn or clips.each() is not clips):
         raise ValueError(
-          f"evals.{name} goes on with clips of the training split, which latents and mixtures draw otherwise than they "
-          f"are scored by: take a split that is held out"
+          f"evals.{name} samples by clips of the training split, which mixtures, and where frames are given latents, "
+          f"draw otherwise than they are scored by: take a split that is held out"
         )
       if each.clips > len(held_out):
         raise ValueError(

@@ -70,7 +70,7 @@ def evaluate(
     caption: int,
   ) -> np.ndarray:
     rows = first(data(split), count)
-    if caption:
+    if "captions" in rows or caption:  # in training one is drawn
       rows["caption"] = nth_caption(rows.get("captions", rows["caption"]), caption)
     rows |= {name: np.roll(rows[name], -1, axis=0) for name in swapped}
     mask = between.mask(np.repeat(given(count, task, split, given_frames), repeats, axis=0))

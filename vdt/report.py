@@ -57,6 +57,7 @@ def write_report(
     curves=curves(metrics),
     named=[f"{row['step']} ({what})" for row in metrics for what in ("skipped", "spike") if what in row],
     videos={name: [embed(each, "webp") for each in made] for name, made in webp.items()},
+    captions=clips["caption"].tolist() if config.text else [],
     tables={name: columns(table) for name, table in tables.items()},
     ledger={name: f"{value:.4g}" for name, value in ledger.summary(ledger.read(workdir)).items()},
     environment=stored["environment"],

@@ -1,6 +1,7 @@
 """What somebody asks `vdt sample` for: texts, classes, speeds, and frames to keep."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,16 @@ class Request:
       raise ValueError(f"--prompts {self.prompts} holds no prompt: write one a line")
     return [prompt for prompt in found for _ in range(self.count)]
 
+  def frames(self) -> list[int]:
+    """Those that --image and --keyframes give."""
+    named = [part.partition(":")[0].strip() for part in self.keyframes.split(",")] if self.keyframes else []
+    return [0] * bool(self.image) + [int(number) for number in named]
+
   def sampler(self, config: Config) -> Any:
     """The experiment's, with what is asked otherwise. ValueError for what cannot be."""
+    for flag in ("steps", "guidance"):
+      if getattr(self, flag) is not None and not hasattr(config.sampler, flag):
+        raise ValueError(f"--{flag} {getattr(self, flag)}: this model does not sample, it reconstructs; leave it out")
     changes: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
     if self.guidance is not None:
       try:
@@ -62,6 +71,8 @@ class Request:
         named = [(name.strip(), float(scale)) for name, _, scale in parts]
       except ValueError:
         raise ValueError(f"--guidance {self.guidance}: a number, or NAME=NUMBER,NAME=NUMBER") from None
+      if len(dict(named)) < len(named):
+        raise ValueError(f"--guidance {self.guidance} says a scale twice: one for each name, and one without")
       if wrong := [name for name, _ in named if name not in ("", *config.model.conditions)]:
         raise ValueError(f"--guidance of {wrong[0]!r}: this model has {', '.join(config.model.conditions) or 'none'}")
       changes["guidance_scale"] = dict(named).get("", config.sampler.guidance_scale)
@@ -69,10 +80,15 @@ class Request:
     return dataclasses.replace(config.sampler, **changes)
 
   def told(
-    self, config: Config, clips: dict[str, np.ndarray], told: Conditions, labels: list[str]
+    self,
+    config: Config,
+    clips: dict[str, np.ndarray],
+    told: Conditions,
+    labels: list[str],
+    texts: list[str] | None = None,
   ) -> tuple[dict[str, Any], np.ndarray | None]:
-    """What the model is told of each video: of held-out clips, but where it is asked otherwise; and the sound of each
-    (b n), where it hears. ValueError for what this model is not told."""
+    """What the model is told of each video: of held-out clips, but where it is asked otherwise, `texts` by `texts()`;
+    and the sound of each (b n), where it hears. ValueError for what this model is not told."""
     model, count = config.model, len(clips["video"])
     rows = dict(clips)
     for flag, name in (
@@ -90,10 +106,10 @@ class Request:
       if self.label not in labels:
         raise ValueError(f"unknown label {self.label!r}: choose from {', '.join(labels)}")
       rows["label"] = np.full(count, labels.index(self.label), np.int32)
-    if (texts := self.texts()) is not None:
+    if texts is not None:
       rows["caption"] = np.array(texts)
-    if self.fps is not None and not self.fps > 0:
-      raise ValueError(f"--fps {self.fps}: above 0")
+    if self.fps is not None and not 0 < self.fps < math.inf:
+      raise ValueError(f"--fps {self.fps}: above 0, and a number")
     if self.audio is not None:
       heard = config.sound.read(self.audio, config.data.clips.frames, self.fps or config.data.clips.fps())
       rows["sound"] = np.tile(heard, (count, 1))
@@ -107,9 +123,9 @@ class Request:
     return cond, rows.get("sound") if config.sound else None
 
 
-def read(path: str, clips: Any) -> UInt8[np.ndarray, "g h w 3"]:
-  """A user's frames, as the data set's clips were made."""
-  return video.read_frames(path) if path.endswith(".npy") else clips.clip(path)
+def read(path: str, clips: Any, fps: float | None = None) -> UInt8[np.ndarray, "g h w 3"]:
+  """A user's frames, as the data set's clips were made, or at another rate, where the file has one."""
+  return video.read_frames(path) if path.endswith(".npy") else clips.clip(path, fps)
 
 
 def placed(config: Config, ask: Request, count: int) -> Placed:
@@ -137,9 +153,13 @@ def placed(config: Config, ask: Request, count: int) -> Placed:
       raise ValueError(f"--keyframes has {part!r}: write NUMBER:FILE,NUMBER:FILE, say 0:a.png,{clips.frames - 1}:b.png")
     put(int(number), read(path, clips)[0], "keyframes")
   if ask.video:
-    prefix = read(ask.video, clips)
+    if ask.given_frames is not None and (ask.mask or ask.given_frames < 1):
+      raise ValueError(
+        f"--given_frames {ask.given_frames} of --video: at least 1, and not beside --mask, of all frames"
+      )
+    prefix = read(ask.video, clips, ask.fps)
     most = min(len(prefix), max(clips.frames // 2, 1)) if ask.given_frames is None else ask.given_frames
-    most = clips.frames if ask.mask else max(most, 1)
+    most = clips.frames if ask.mask else most
     if len(prefix) < most:
       raise ValueError(f"--video {ask.video} has {len(prefix)} frames, {most} are asked for")
     if not ask.mask and most >= clips.frames:
@@ -150,7 +170,10 @@ def placed(config: Config, ask: Request, count: int) -> Placed:
   clip, mask = np.zeros((clips.frames, *clips.size, 3), np.uint8), np.zeros((clips.frames, *clips.size, 1), np.float32)
   clip[where], mask[where] = np.stack([frames[number] for number in where]), 1.0
   if ask.mask:
-    mask *= read(ask.mask, clips)[:1].mean(-1, keepdims=True) < 128
+    hole = read(ask.mask, clips)[:1]
+    if hole.shape[1:3] != tuple(clips.size):
+      raise ValueError(f"--mask is {hole.shape[1:3]}, the model makes {tuple(clips.size)}: resize it")
+    mask *= hole.mean(-1, keepdims=True) < 128
   if clips is not config.data:  # a latent sees its neighbours, so that these are the nearest there are
     clip = clip[where[np.abs(np.arange(len(clip))[:, None] - where).argmin(1)]]
   return np.repeat(clip[None], count, axis=0), np.repeat(mask[None], count, axis=0)

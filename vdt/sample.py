@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -73,18 +74,18 @@ def generate(
   `vdt.diffusion.given.plan`.
   """
   patch_frames = config.model.patch[0]
-  untold = getattr(config.sampler, "given", "given") != "given"
-  if task == "completion" and not (getattr(config.model, "given", True) or untold):
-    raise ValueError(
-      "task completion: this model is not told where the hole is (model.given is False); --config.sampler.given="
-      "reconstruction needs no telling"
-    )
   if given is None:
     given = given_plans.planned(task, seed, clips.shape[:4], patch_frames, given_frames)
   elif given.shape != (*clips.shape[:4], 1):
     raise ValueError(f"the mask of what is given has shape {given.shape}, the video {clips.shape}")
   else:
     given = np.asarray(given_plans.whole_cells(jnp.asarray(given), patch_frames))
+  share, untold = given.mean((2, 3, 4)), getattr(config.sampler, "given", "given") != "given"
+  if ((share > 0) & (share < 1)).any() and not (getattr(config.model, "given", True) or untold):
+    raise ValueError(
+      "frames with holes: this model is not told where they are (model.given is False); --config.sampler.given="
+      "reconstruction needs no telling"
+    )
   keys = jax.vmap(partial(jax.random.fold_in, given_plans.keys(seed)[1]))(np.arange(len(clips)))
   inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), {**cond, "given": given})
   made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, paste, params), inputs)
@@ -123,7 +124,7 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
     return
   between, data = space.of(config), dataclasses.replace(config.data, split="test")
   held_out, clips = data.clips, first(data, count)
-  cond, sounds = ask.told(config, clips, conditions.of(config, workdir), held_out.labels())
+  cond, sounds = ask.told(config, clips, conditions.of(config, workdir), held_out.labels(), texts)
   seen = pixels(clips["video"])
   single = [name for name in ("image", "keyframes", "video") if getattr(ask, name)]
   if single and (ask.given or ask.task or (ask.given_frames and not ask.video)):
@@ -132,16 +133,24 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
     raise ValueError("--mask is of a --video: name the one whose dark parts are kept")
   task = ask.task or ("prediction" if ask.given else "generation")
   if single or ask.given:
-    videos, mask = placed(config, ask, count) if single else place(read(ask.given, held_out), config, task, ask, count)
+    if single:
+      videos, mask = placed(config, ask, count)
+    else:
+      videos, mask = place(read(ask.given, held_out, ask.fps), config, task, ask, count)
+    whole = lambda mask: np.asarray(given_plans.whole_cells(jnp.asarray(between.mask(mask)), config.model.patch[0]))
+    lost = [number for number in ask.frames() if not whole_at(number, mask[:1], whole)]
+    if lost or not whole(mask).any():
+      which = f"frame {', '.join(map(str, lost))}" if lost else "what is given"
+      raise ValueError(
+        f"{which} is whole in no latent, or no patch of {config.model.patch[0]} frames: give more with it, or another "
+        f"--task"
+      )
     with jax.set_mesh(mesh):
       seen, mask = between.to_model(pixels(videos)), between.mask(mask)
-    if not given_plans.whole_cells(jnp.asarray(mask), config.model.patch[0]).any():
-      raise ValueError(
-        f"what is given is whole in no latent, or no patch of {config.model.patch[0]} frames: give more with it, or "
-        f"another --task"
-      )
   else:
     mask = between.plan(task, ask.seed, (count, held_out.frames, *held_out.size), ask.given_frames)
+    if ask.fps is not None and task != "generation":
+      raise ValueError(f"--fps {ask.fps} with --task {task}: held-out frames are of another rate, give your own")
   given_frames = None if mask is not None else ask.given_frames  # the mask says it
   with jax.set_mesh(mesh):
     made = generate(
@@ -156,6 +165,13 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   heard = None if sounds is None else (sounds, config.sound.rate)
   write(folder, video.to_uint8(made), ask.fps or held_out.fps(), about, heard)
   print(f"{count} videos of step {step}, {' and '.join(single) or f'task {task}'}, seed {ask.seed}: {folder}")
+
+
+def whole_at(number: int, mask: np.ndarray, whole: Callable[[np.ndarray], np.ndarray]) -> bool:
+  """Whether frame `number`, which `mask` (1 f h w 1) gives, is in a cell that is given: `whole(mask)` is the cells'."""
+  others = np.ones_like(mask)
+  others[:, number] = 0
+  return bool((whole(mask) * (1 - whole(others))).any())
 
 
 def sample_imported(

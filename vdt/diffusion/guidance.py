@@ -42,9 +42,9 @@ def guided(
 
   scales: of conditions with a scale of their own, one after the other: each is added to those before it, and what that
   changes is multiplied by its scale (Equation 3 of arXiv:2211.09800); `scale` is then that of all the rest, which are
-  added last, where a condition is left. A step takes one evaluation more than there are of these. What a network says
-  of a variance, in channels beyond those of x, stays cond's. A limited interval is arXiv:2404.07724's. `time` is the
-  sampler's scalar clock; `t` holds each frame's time.
+  added last, where a condition is left. A step takes one evaluation more than there are of these, and one more where a
+  condition is left. What a network says of a variance, in channels beyond those of x, stays cond's. A limited interval
+  is arXiv:2404.07724's. `time` is the sampler's scalar clock; `t` holds each frame's time.
   """
   low, high = interval
 

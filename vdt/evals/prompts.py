@@ -20,9 +20,10 @@ GRAIN = 8  # pixels, of a side
 @dataclasses.dataclass
 class Prompts:
   """Rows: what a caption says, and all of it. Columns: the share of `samples` of which the judge says the same, with
-  its 95 % interval `low`, `high` (Wilson 1927); of `real` clips; of samples against captions of others (`shuffled`);
-  and of samples that were made with the `swapped` of the next clip, "video" (what is given) or "caption", against their
-  own captions; and where frames are given, of the last of these, held still (`copy`).
+  its 95 % interval `low`, `high` (Wilson 1927), as swapped ones have it too; of `real` clips; of samples against
+  captions of others (`shuffled`); and of samples that were made with the `swapped` of the next clip, "video" (what is
+  given) or "caption", against their own captions; and where frames are given, of the last of these, held still
+  (`copy`).
 
   says: what is said, the words for it, of which a caption has one, and what that looks like, one of LOOKS, which may be
   left out where it has the same name; of a clip's first caption. caption: the model reads this one, from 0. judged_by:
@@ -63,36 +64,44 @@ class Prompts:
     return self.count
 
   def prepare(self, data: Any) -> None:
-    """Before training: ValueError for captions that say too little, or clips of which nothing is left to judge."""
+    """Before training: ValueError for captions that say too little, also those that the judge learns of, or clips of
+    which nothing is left to judge."""
     if (self.given_frames or 0) >= data.frames:
       raise ValueError(f"given_frames={self.given_frames} of {data.frames} frames: give fewer")
     captions = np.array(data.captions())
-    self.words(nth_caption(captions, 0))
     nth_caption(captions, self.caption)
+    for told in (captions, np.array(dataclasses.replace(data, split="train").captions())):
+      self.words(nth_caption(told, 0))
 
   def __call__(self, run: Run) -> Table:
     data, known = run.data(self.split), run.data("train")
     learned = first(known, min(self.judged_by, len(known)))
-    rest = slice(self.given_frames or 0, None)
-    judge = Judge.learn(pixels(learned["video"])[:, rest], self.words(told(learned)), self.looks)
-    said = self.words(told(first(data, self.count)))
-    how = dict(task=self.task, split=self.split, given_frames=self.given_frames, caption=self.caption)
+    how = dict(task=self.task, split=self.split, given_frames=self.given_frames)
+    given = int(run.given(1, **how).max((0, 2, 3, 4)).sum()) if self.given_frames else 0  # whole patches
+    rest = slice(given, None)
+    judge = Judge.learn(pixels(learned["video"])[:, rest], self.words(first_captions(learned)), self.looks)
+    said = self.words(first_captions(first(data, self.count)))
+    how["caption"] = self.caption
     seen = judge(run.sample(self.count, **how)[:, 0, rest])
     videos = real_videos(data, self.count)
     real = judge(videos[:, rest])
     other = {name: np.roll(words, -1) for name, words in said.items()}
     made = {"samples": (seen, said), "real": (real, said), "shuffled": (seen, other)}
-    if self.given_frames:
-      made["copy"] = judge(np.repeat(videos[:, self.given_frames - 1, None], data.frames, axis=1)[:, rest]), said
+    if given:
+      made["copy"] = judge(np.repeat(videos[:, given - 1, None], data.frames, axis=1)[:, rest]), said
     for what in self.swapped:
       made[f"other {what}"] = judge(run.sample(self.count, **how, swapped=(what,))[:, 0, rest]), said
     right = {name: {column: one[name] == two[name] for column, (one, two) in made.items()} for name in said}
     right["all"] = {column: np.all([row[column] for row in right.values()], 0) for column in made}
     table = {}
     for name, row in right.items():
-      low, high = wilson(int(row["samples"].sum()), self.count)
-      shares = {column: float(each.mean()) for column, each in row.items()}
-      table[name] = {"samples": shares.pop("samples"), "low": low, "high": high, **shares}
+      table[name] = {}
+      for column, each in row.items():
+        low, high = wilson(int(each.sum()), self.count)
+        table[name][column] = float(each.mean())
+        if column == "samples" or column.startswith("other"):
+          before = "" if column == "samples" else f"{column}, "
+          table[name] |= {f"{before}low": low, f"{before}high": high}
     return table
 
   def words(self, captions: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,7 +117,7 @@ class Prompts:
     return found
 
 
-def told(batch: dict[str, np.ndarray]) -> np.ndarray:
+def first_captions(batch: dict[str, np.ndarray]) -> np.ndarray:
   """The first caption (b,) of each clip of a batch, whichever of them is read."""
   return nth_caption(batch.get("captions", batch["caption"]), 0)
 
