@@ -1,12 +1,16 @@
 import os
 
+from xla import SAFE, devices
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiles fast
+os.environ["XLA_FLAGS"] = devices(8)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 import jax
 import pytest
 
+jax.devices()  # the flags are read now
+os.environ["XLA_FLAGS"] = SAFE
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import xla
+
 from data_pipelines.clips import SimulatedClips
 from data_pipelines.latents import Latents
 from data_pipelines.mixture import Buckets
@@ -122,7 +124,7 @@ def start(workdir, data_dir, devices=1, environment=(), **fields):
   command = [sys.executable, "-m", "vdt.train", f"--config={ROOT}/tests/short.py:evals", f"--workdir={workdir}", *flags]
   ours = {
     "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": xla.devices(devices),
     "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }

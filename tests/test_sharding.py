@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from short import get_config
+from xla import EXACT, devices
 
 from vdt import checkpoint, sharding
 from vdt.conditions import Conditions
@@ -36,7 +37,8 @@ def steps(data_dir, optimizer="adamw", axes=(), micro_batches=1, **model):
   with jax.set_mesh(mesh):
     placed = jax.tree.map(lambda leaf: leaf.sharding, sharding.place(jax.eval_shape(new_state), mesh))
     state = jax.jit(new_state, out_shardings=placed)()
-    update = jax.jit(make_update(config, network, optimizer, jax.random.key(1)), out_shardings=(placed, None))
+    step = make_update(config, network, optimizer, jax.random.key(1))
+    update = jax.jit(step, out_shardings=(placed, None), compiler_options=EXACT)
     for step in range(3):
       batch = config.data.batch(step)
       seen = {"video": batch["video"], "cond": Conditions(config).arrays(batch)}
@@ -83,7 +85,7 @@ def fetched(*args):
 
 def test_all_four_axes_together_are_a_single_device(single, data_dir, monkeypatch):
   """Two devices along each axis, sixteen: in a process of its own, for this one has eight."""
-  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0")
+  monkeypatch.setenv("XLA_FLAGS", devices(16))
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     axes = dict(data=2, fsdp=2, sequence=2, tensor=2)
     assert_same(pool.submit(fetched, data_dir, "adamw", axes).result(), single("adamw"))
@@ -139,10 +141,10 @@ def test_published_networks_lie_over_all_axes(name, frames):
   cond = {"given": np.zeros((4, frames, 8, 8, 1)), "label": np.zeros(4, int), "null": {}}
   cond["null"] = {name: np.array([True, False] * 2) for name in model.conditions}
   cond |= {"text": jax.random.normal(keys[3], (4, 5, 8)), "text_seen": np.arange(5)[None] < np.array([[5], [3]] * 2)}
-  alone = jax.jit(network.apply)(params, x, t, cond)
+  alone = jax.jit(network.apply, compiler_options=EXACT)(params, x, t, cond)
   mesh = Mesh(data=1, fsdp=2, sequence=2, tensor=2).build()
   with jax.set_mesh(mesh):
     placed = sharding.place(jax.eval_shape(network.init, keys[1]), mesh)
     spread = jax.tree.map(lambda leaf, where: jax.device_put(leaf, where.sharding), params, placed)
-    together = jax.jit(network.apply)(spread, x, t, cond)
+    together = jax.jit(network.apply, compiler_options=EXACT)(spread, x, t, cond)
   np.testing.assert_allclose(together, alone, atol=1e-5 * float(np.abs(alone).max()))

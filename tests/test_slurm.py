@@ -9,6 +9,7 @@ import cluster
 import pytest
 import short
 from test_sweep import EXPERIMENT, children, job_folders, table, until
+from xla import FAST
 
 from vdt import attempts, cli, slurm
 from vdt.attempts import CANCELLED, DONE, LOST, PREEMPTED, RUNNING
@@ -33,7 +34,7 @@ def test_a_sweep_on_slurm(tmp_path, data_dir, monkeypatch, capsys):
   if reason := cluster.available():
     pytest.skip(reason)
   monkeypatch.setenv("PYTHONPATH", str(short.ROOT))
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  monkeypatch.setenv("XLA_FLAGS", FAST)
   peace, ours = tmp_path / "peace", tmp_path / "slurm"
   sweep(peace, data_dir, "--workers=1")
   with cluster.slurm(tmp_path / "cluster", nodes=1, cpus=2) as environment:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import short
+from xla import FAST, devices
 
 from data_pipelines.clips import Clips
 from vdt import attempts, checkpoint, cli, conditions, sweep, train
@@ -147,7 +148,7 @@ def begin(folder, data_dir, arms, steps=120):
   command = [sys.executable, "-m", "vdt.cli", "sweep", f"--config={EXPERIMENT}", f"--arms={arms}"]
   ours = {
     "PYTHONPATH": str(short.ROOT),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": FAST,
     "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
   }
   command += [f"--workdir={folder}", "--workers=2", *flags]
@@ -242,7 +243,7 @@ def test_an_error_of_ours_stops_one_arm(tmp_path, data_dir, capsys):
 
 
 def test_launch_status_logs_cancel(tmp_path, data_dir, capsys, monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  monkeypatch.setenv("XLA_FLAGS", FAST)
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{data_dir}/cache")
   monkeypatch.setenv("PYTHONPATH", str(short.ROOT))
   run = tmp_path / "run"
@@ -270,7 +271,7 @@ def test_launch_status_logs_cancel(tmp_path, data_dir, capsys, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_of_one_arm(tmp_path, data_dir, monkeypatch):
   """The runner starts both, and they find each other; a signal to it ends both at one step."""
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
+  monkeypatch.setenv("XLA_FLAGS", devices(2))
   monkeypatch.setenv("PYTHONPATH", str(short.ROOT))
   fields = ["--config.steps=400", "--config.log_every=2", "--config.mesh.data=4"]
   (folder,) = write(tmp_path, data_dir, [{"processes": 2, "data.batch_size": 4}], fields)
