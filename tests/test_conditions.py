@@ -19,7 +19,7 @@ from data_pipelines.reading import Reader, captioned
 from vdt import checkpoint, cli, conditions, evaluate, plan, sample
 from vdt.captions import Frozen
 from vdt.conditions import Conditions
-from vdt.config import Config, Mesh
+from vdt.config import Mesh
 from vdt.diffusion import RectifiedFlow, Sampler
 from vdt.diffusion import given as plans
 from vdt.evals import first, pixels
@@ -278,8 +278,14 @@ class Captioned(Reader):
 def test_samples_are_told_the_caption_that_is_asked_for_and_what_is_swapped_is_the_next_clips(split):
   """A network that says what it reads: the number of a caption, and a hundred times whether it is the second one."""
   said = lambda text: int(text.split()[1]) / 1000 + (0.1 if text.startswith("second") else 0.0)
-  echo = lambda params, x, t, cond, *_: jnp.broadcast_to(cond["text"][:, None, None, None], x.shape)
-  config = Config(data=Captioned(), diffusion=RectifiedFlow(prediction="x0"), sampler=Sampler(steps=2))
+  echo = lambda params, x, t, cond, *_: jnp.broadcast_to(cond["text"][:, None, None, None, None], x.shape)
+  config = get_config()
+  config.model.classes, config.data, config.diffusion, config.sampler = (
+    0,
+    Captioned(),
+    RectifiedFlow(prediction="x0"),
+    Sampler(steps=2),
+  )
   told = Conditions(config, lambda texts: {"text": np.array([said(text) for text in texts], np.float32)})
   runs = []
   evaluate.evaluate(config, Network(None, echo, None), {}, {"probe": lambda run: runs.append(run) or {}}, Space(), told)
