@@ -58,6 +58,19 @@ def test_zero_init_network_returns_zeros_and_trains(pattern):
   assert loss(params) < 0.9 * before
 
 
+@pytest.mark.parametrize("pattern", LAYOUTS.values(), ids=LAYOUTS)
+def test_images_of_a_batch_do_not_see_each_other(pattern):
+  """They are rows of one frame, and never lie on the frame axis: what leaks is exactly nothing."""
+  network = config(pattern=pattern).build(1, SIZE, {})
+  params, (x, t, cond) = noised(jax.random.key(1), jax.jit(network.init)(jax.random.key(0))), inputs(frames=1)
+  apply, other = jax.jit(network.apply), x.at[1].add(1.0)
+  before = apply(params, x, t, cond)
+  after = apply(
+    params, other, t.at[1].set(0.3), {**cond, "label": jnp.array([0, 1]), "given": cond["given"].at[1].set(1)}
+  )
+  assert (after[0] == before[0]).all() and (after[1] != before[1]).any()
+
+
 def test_patchify_then_unpatchify_is_the_identity():
   """With an embedding that copies and no blocks that act, the output is the input's own patch order."""
   network = config(width=24, patch=(2, 2, 2), positions="rope", qk_norm=False, classes=0).build(FRAMES, SIZE, {})
