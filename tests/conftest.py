@@ -10,7 +10,7 @@ import jax
 import pytest
 
 jax.devices()  # the flags are read now
-os.environ["XLA_FLAGS"] = SAFE
+os.environ["XLA_FLAGS"] = devices(8, SAFE)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

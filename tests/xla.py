@@ -8,6 +8,6 @@ EXACT = {"xla_cpu_use_fusion_emitters": True}
 """Options of `jax.jit` where rounding matters."""
 
 
-def devices(count: int) -> str:
+def devices(count: int, flags: str = FAST) -> str:
   """XLA_FLAGS for so many CPU devices."""
-  return f"{FAST} --xla_force_host_platform_device_count={count}"
+  return f"{flags} --xla_force_host_platform_device_count={count}"
