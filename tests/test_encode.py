@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from short import ROOT, get_config
+from xla import devices
 
 from data_pipelines.sound import RATE, LogMel, samples
 from vdt import autoencoder, cli, conditions, encode, space, workdirs
@@ -102,7 +103,8 @@ def test_the_stream_is_the_same_for_any_number_of_hosts(data):
       np.testing.assert_array_equal(np.concatenate([next(reader)["video"] for reader in readers]), batch)
 
 
-def test_killed_and_in_parts_it_makes_the_same_bytes(folder, encoder, data_dir, tmp_path):
+def test_killed_and_in_parts_it_makes_the_same_bytes(folder, encoder, data_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", devices(8))  # it rounds as this process does
   command = [sys.executable, "-m", "vdt.encode", "--shard=0.05"]
   for _ in range(2):
     process = subprocess.Popen([*command, *flags(tmp_path / "killed", encoder, data_dir)])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from xla import devices
 
 from vdt import conditions, export, importer, parity, sample, weights, workdirs
 from vdt.checkpoint import Checkpointer, State, shapes
@@ -365,8 +366,8 @@ def test_a_program_without_vdt_makes_the_same_frames(variant, tmp_path):
       (alone / path.name).symlink_to(path)
   label = 1 if config.model.classes else -1
   command = [sys.executable, "-S", str(folder / "sample.py"), "3", "5", str(label)]
-  kept = {name: os.environ[name] for name in ("PATH", "JAX_PLATFORMS", "XLA_FLAGS")}
-  env = {**kept, "PYTHONPATH": str(alone)}
+  kept = {name: os.environ[name] for name in ("PATH", "JAX_PLATFORMS")}
+  env = {**kept, "XLA_FLAGS": devices(8), "PYTHONPATH": str(alone)}
   done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   frames = np.load(tmp_path / "videos.npy")
