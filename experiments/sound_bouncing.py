@@ -34,7 +34,7 @@ def get_config(variant: str = "full") -> Config:
     sampler=Sampler(method="heun", steps=16, guidance_scale=2.0),
     optimizer=AdamW(lr=2e-4, warmup=1_000),
     topology="v5e:2x4",
-    evals={"loss": ValLoss(), "sound": Impacts(), "physics": Physics(count=256)},
+    evals={"loss": ValLoss(), "sound": Impacts(), "physics": Physics(count=128)},
   )
   match variant:
     case "full":

@@ -9,7 +9,11 @@ or of colour and shape, that no training clip has. Captions are read by a tokeni
 encoder trained along. Variants: full (16 frames of 64 x 64, bfloat16, for an accelerator), demo (8 frames of 16 x 16),
 tiny (the demo's shape, seconds, learns little).
 
-Measured: nothing yet.
+Measured, demo, seed 0 alone (three are to come), 48 minutes on one core that did other work as well, 256 samples each:
+colour, shape and direction 1.00 (0.985, 1.00) each, and all three 1.00, of captions like those of training and of
+held-out pairs; of real clips 1.00; with the captions of others 0.14 to 0.27 each, all three 0.00 and 0.04. Sprites that
+turn, and are smaller (`sprites16`), were 1.00, 0.51 and 0.98 of held-out pairs after as many steps: their shapes are
+blobs.
 """
 
 from data_pipelines.clips import SimulatedClips

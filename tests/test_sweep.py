@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import short
-from xla import FAST, devices
+from xla import EXACT, FAST, devices
 
 from data_pipelines.clips import Clips
 from vdt import attempts, checkpoint, cli, conditions, sweep, train
@@ -126,7 +126,7 @@ def test_arms_of_one_seed_are_paired(data_dir):
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     optimizer = config.optimizer.build()
     state = checkpoint.new_state(network, optimizer, 0, init_key)
-    update = jax.jit(train.make_update(config, network, optimizer, train_key))
+    update = jax.jit(train.make_update(config, network, optimizer, train_key), compiler_options=EXACT)
     for step in range(2):
       batch = config.data.batch(step)
       told = conditions.Conditions(config).arrays(batch)
