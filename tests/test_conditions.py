@@ -280,12 +280,8 @@ def test_samples_are_told_the_caption_that_is_asked_for_and_what_is_swapped_is_t
   said = lambda text: int(text.split()[1]) / 1000 + (0.1 if text.startswith("second") else 0.0)
   echo = lambda params, x, t, cond, *_: jnp.broadcast_to(cond["text"][:, None, None, None, None], x.shape)
   config = get_config()
-  config.model.classes, config.data, config.diffusion, config.sampler = (
-    0,
-    Captioned(),
-    RectifiedFlow(prediction="x0"),
-    Sampler(steps=2),
-  )
+  config.model.classes, config.data = 0, Captioned()
+  config.diffusion, config.sampler = RectifiedFlow(prediction="x0"), Sampler(steps=2)
   told = Conditions(config, lambda texts: {"text": np.array([said(text) for text in texts], np.float32)})
   runs = []
   evaluate.evaluate(config, Network(None, echo, None), {}, {"probe": lambda run: runs.append(run) or {}}, Space(), told)
