@@ -23,7 +23,6 @@ def test_numbers_are_sentencepieces_own():
     assert there.sum() == len(wanted) and there[: len(wanted)].all()
   short, seen = ours.ids(CAPTIONS[:1], 4)
   assert short[0].tolist() == [*theirs.encode(CAPTIONS[0])[:3], END] and seen.all(), "cut, with its end"
-  assert ours.longest(CAPTIONS) == max(len(theirs.encode(caption)) for caption in CAPTIONS) + 1
   strange = ours.ids(["ein Haus im Schnee \N{SNOWMAN}"], 40)[0]
   assert theirs.decode([int(each) for each in strange[0] if each > END]) == "ein Haus im Schnee \N{SNOWMAN}", "by bytes"
 
