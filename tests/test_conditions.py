@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import jax
@@ -241,7 +242,10 @@ def test_captions_of_a_frozen_encoder_are_made_once_and_kept(data_dir, tmp_path,
   some = [*captions][:3]
   stored = read(some)
   monkeypatch.undo()
-  live = Frozen(str(folder), length=10, folder=str(tmp_path / "others")).read(some)
+  other = Frozen(str(folder), length=10, folder=str(tmp_path / "others"))
+  other.make(SimpleNamespace(captions=lambda: ["a red ring\na ring", "a blue star"]))
+  assert {*other.known} == {"a red ring", "a ring", "a blue star"}, "each of a clip's captions"
+  live = other.read(some)
   for name in ("text", "text_seen"):
     np.testing.assert_array_equal(stored[name], live[name])
   assert stored["text"].dtype == ml_dtypes.bfloat16 and sorted((tmp_path / "captions").rglob("*.npy")) == kept

@@ -17,6 +17,7 @@ import pytest
 from short import ROOT, get_config
 from xla import devices
 
+from data_pipelines import clips
 from data_pipelines.sound import RATE, LogMel, samples
 from vdt import autoencoder, cli, conditions, encode, space, workdirs
 from vdt.checkpoint import Checkpointer, State
@@ -79,6 +80,27 @@ def test_latents_are_those_of_the_clips_and_read_in_their_order(data, encoder):
   train = np.concatenate([data.batch(step)["video"] for step in range(8)]).astype(np.float32)
   assert np.abs(train.mean((0, 1, 2, 3))).max() < 0.3 and np.abs(train.std((0, 1, 2, 3)) - 1).max() < 0.3
   assert data.fingerprint() != held_out.fingerprint()
+
+
+def test_all_captions_of_a_clip_are_kept_and_training_draws_one(encoder, data_dir, tmp_path, monkeypatch):
+  plain = clips.described
+  twice = lambda made: made | {"caption": np.strings.add(made["caption"], "\nonce more")}
+  monkeypatch.setattr(clips, "described", lambda examples: twice(plain(examples)))
+  cli.main(["encode", *flags(tmp_path, encoder, data_dir)])
+  config = get_config("latents")
+  config.autoencoder, config.data.data_dir, config.data.source.data_dir = encoder, str(tmp_path), data_dir
+  data = config.data
+  data.prepare()
+  assert all(each.endswith("\nonce more") for each in data.captions())
+  rows = [data.batch(step) for step in range(8)]
+  drawn = np.concatenate([row["caption"] for row in rows])
+  assert 16 < (drawn == "once more").sum() < 48, "half of 64, of a binomial distribution"
+  for row in rows:
+    lines = [each.split("\n") for each in row["captions"].tolist()]
+    assert all(caption in each for caption, each in zip(row["caption"].tolist(), lines))
+  np.testing.assert_array_equal(dataclasses.replace(data, prefetch=1).batch(7)["caption"], rows[7]["caption"])
+  held_out = dataclasses.replace(data, split="test")
+  np.testing.assert_array_equal(held_out.batch(0)["caption"], held_out.clips.batch(0)["caption"])
 
 
 def test_half_of_the_clips_are_mirrored_and_the_other_half_is_not(data, encoder):

@@ -18,8 +18,9 @@ from data_pipelines.clips import Clips, SimulatedClips
 from data_pipelines.sound import RATE, LogMel, cut, impacts, track
 from vdt import cli
 from vdt.config import Mesh
+from vdt.evals import Run, pixels
 from vdt.evals import impacts as judge
-from vdt.evals import pixels
+from vdt.evals.statistics import wilson
 from vdt.models import TransformerConfig
 
 EXPERIMENT = f"--config={Path(__file__).parent}/short.py:hearing"
@@ -207,6 +208,11 @@ def test_a_model_that_hears_needs_sound_and_says_so(data_dir, tmp_path, capsys):
     config.check()
 
 
+def judged(data, videos):
+  """The table of these videos as samples."""
+  return judge.Impacts()(Run(None, 1, lambda split: data, lambda count, split: videos[:count, None]))
+
+
 def test_the_judge_hears_and_sees_the_same_in_real_clips_and_not_in_others(data_dir):
   data = SimulatedClips("sounding16", 8, (16, 16), 256, split="test", data_dir=data_dir)
   data.prepare()
@@ -215,6 +221,13 @@ def test_the_judge_hears_and_sees_the_same_in_real_clips_and_not_in_others(data_
   seen = [judge.turns(video) for video in pixels(rows["video"])]
   loud = [number for number, times in enumerate(heard) if len(times)]
   share = lambda pairs: np.mean([judge.together(seen[one], heard[other]) for one, other in pairs])
+  (row,) = judged(data, pixels(rows["video"])).values()
+  low, high = wilson(round(row["real"] * len(loud)), len(loud))
+  assert row["clips"] == len(loud) and (row["low"], row["high"]) == (low, high)
+  assert row["samples"] == row["real"] == share([(each, each) for each in loud])
+  assert row["shuffled"] == row["chance"] == share(list(zip(loud, loud[1:] + loud[:1])))
+  (of_others,) = judged(data, np.roll(pixels(rows["video"]), 1, 0)).values()
+  assert of_others["samples"] < 0.5 and of_others["real"] == row["real"], "clips of others are not right"
   assert len(loud) > 60 and share([(each, each) for each in loud]) >= 0.95
   assert share(list(zip(loud, loud[1:] + loud[:1]))) < 0.5
   quiet = sorted({*range(len(heard))} - {*loud})

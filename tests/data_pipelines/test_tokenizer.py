@@ -14,7 +14,7 @@ CAPTIONS = [simulate("sprites", "train", index, frames=2, size=16, seed=0).capti
 
 def test_numbers_are_sentencepieces_own():
   model = train(CAPTIONS, 400)
-  assert model == train(CAPTIONS, 400)
+  assert model == train(CAPTIONS, 400) == train(["\n".join(CAPTIONS)], 400), "also as the captions of one clip"
   theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model), Tokenizer(model)
   ids, seen = ours.ids([*CAPTIONS, ""], 40)
   for caption, row, there in zip([*CAPTIONS, ""], ids, seen):
