@@ -218,19 +218,23 @@ def test_the_judge_hears_and_sees_the_same_in_real_clips_and_not_in_others(data_
   data.prepare()
   rows = data.batch(0)
   heard = [judge.impacts(each, 8) for each in rows["sound"]]
-  seen = [judge.turns(video) for video in pixels(rows["video"])]
   loud = [number for number, times in enumerate(heard) if len(times)]
+  least = judge.LEAP * judge.usual_leap(pixels(rows["video"])[loud], [heard[number] for number in loud])
+  seen = [judge.turns(video, least) for video in pixels(rows["video"])]
   share = lambda pairs: np.mean([judge.together(seen[one], heard[other]) for one, other in pairs])
-  (row,) = judged(data, pixels(rows["video"])).values()
+  table = judged(data, pixels(rows["video"]))
+  row = table["impacts"]
   low, high = wilson(round(row["real"] * len(loud)), len(loud))
   assert row["clips"] == len(loud) and (row["low"], row["high"]) == (low, high)
   assert row["samples"] == row["real"] == share([(each, each) for each in loud])
   assert row["shuffled"] == row["chance"] == share(list(zip(loud, loud[1:] + loud[:1])))
-  (of_others,) = judged(data, np.roll(pixels(rows["video"]), 1, 0)).values()
+  of_others = judged(data, np.roll(pixels(rows["video"]), 1, 0))["impacts"]
   assert of_others["samples"] < 0.5 and of_others["real"] == row["real"], "clips of others are not right"
+  always = judged(data, pixels(rows["video"])[np.resize(loud, len(heard))])
+  assert always["silence"]["samples"] < 0.2 and table["silence"]["samples"] >= 0.95, "bouncing without sound is seen"
   assert len(loud) > 60 and share([(each, each) for each in loud]) >= 0.95
   assert share(list(zip(loud, loud[1:] + loud[:1]))) < 0.5
   quiet = sorted({*range(len(heard))} - {*loud})
   assert share([(each, each) for each in quiet]) >= 0.95, "where nothing is heard, nothing turns"
   still = np.repeat(pixels(rows["video"])[:1, :1], 8, 1)[0]
-  assert not judge.together(judge.turns(still), np.array([3.5])) and not judge.together(None, np.array([]))
+  assert not judge.together(judge.turns(still, least), np.array([3.5])) and not judge.together(None, np.array([]))

@@ -12,17 +12,19 @@ from vdt.evals.tracking import alone, track
 
 LOUD = 0.1  # of full volume, at least, in the frame of an impact,
 RISE = 2.0  # and so many times what is heard in the frame before
-TURN = 0.5  # px / frame^2, away from the clip's median acceleration, in a turn
+LEAP = 0.4  # of what real clips do at their impacts, the median of them, is a turn
 WITHIN = 1.0  # frames
 
 
 @dataclasses.dataclass
 class Impacts:
-  """Of the first `count` clips, those in which an impact is heard. Columns: how many (`clips`); the share of `samples`
-  that turn as often as it is heard, each time within one frame of it, with its 95 % interval `low`, `high` (Wilson
-  1927); of `real` clips; of samples and of real clips beside the sound of the next one (`shuffled`, `chance`).
+  """Rows: of the first `count` clips, those in which an impact is heard, and those in which none is (`silence`).
+  Columns: how many (`clips`); the share of `samples` that turn as often as it is heard, each time within one frame of
+  it, with its 95 % interval `low`, `high` (Wilson 1927); of `real` clips; and where something is heard, of samples and
+  of real clips beside the sound of the next such clip (`shuffled`, `chance`).
 
-  A clip in which no single object is seen is wrong. ValueError where fewer than two clips have an impact.
+  A clip in which no single object is seen is wrong. ValueError where fewer than two clips have an impact, or no real
+  one turns at it.
   """
 
   count: int = 256
@@ -47,16 +49,25 @@ class Impacts:
     data = run.data(self.split)
     heard, real = self.heard(data), real_videos(data, self.count)
     loud = [number for number, times in enumerate(heard) if len(times)]
-    seen = [turns(video) for video in run.sample(self.count, split=self.split)[loud, 0]]
-    there = [turns(video) for video in real[loud]]
-    own = [heard[number] for number in loud]
-    other = own[1:] + own[:1]
-    right = lambda tracks, sounds: [together(*pair) for pair in zip(tracks, sounds)]
-    low, high = wilson(sum(right(seen, own)), len(loud))
-    shares = {"samples": right(seen, own), "real": right(there, own)}
-    shares |= {"shuffled": right(seen, other), "chance": right(there, other)}
-    row = {"clips": float(len(loud)), "low": low, "high": high}
-    return {"impacts": row | {name: float(np.mean(each)) for name, each in shares.items()}}
+    silent = [number for number, times in enumerate(heard) if not len(times)]
+    least = LEAP * usual_leap(real[loud], [heard[number] for number in loud])
+    seen = [turns(video, least) for video in run.sample(self.count, split=self.split)[:, 0]]
+    there = [turns(video, least) for video in real]
+    right = lambda tracks, sounds: [together(tracks[to], heard[of]) for to, of in zip(loud, sounds)]
+    other = loud[1:] + loud[:1]
+    table = {"impacts": row(right(seen, loud), right(there, loud))}
+    table["impacts"] |= {"shuffled": np.mean(right(seen, other)).item(), "chance": np.mean(right(there, other)).item()}
+    if silent:
+      quiet = lambda tracks: [together(tracks[number], heard[number]) for number in silent]
+      table["silence"] = row(quiet(seen), quiet(there))
+    return table
+
+
+def row(samples: list[bool], real: list[bool]) -> dict[str, float]:
+  """Shares, with the interval of that of samples."""
+  low, high = wilson(sum(samples), len(samples))
+  shares = {"samples": np.mean(samples).item(), "low": low, "high": high, "real": np.mean(real).item()}
+  return {"clips": float(len(samples)), **shares}
 
 
 def impacts(sound: Int16[np.ndarray, " n"], frames: int) -> Float[np.ndarray, " k"]:
@@ -67,11 +78,36 @@ def impacts(sound: Int16[np.ndarray, " n"], frames: int) -> Float[np.ndarray, " 
   return np.flatnonzero((level > LOUD) & (level > RISE * before)) + 0.5
 
 
-def turns(video: Float[np.ndarray, "f h w c"]) -> Float[np.ndarray, " k"] | None:
-  """When the object's velocity leaps, in frames; None where no single one is seen.
+def usual_leap(videos: Float[np.ndarray, "b f h w c"], heard: list[Float[np.ndarray, " k"]]) -> float:
+  """The median over clips of the largest of `leaps` near an impact, px / frame^2. ValueError if none is seen."""
+  found = []
+  for video, times in zip(videos, heard):
+    size = leaps(video)
+    if size is not None:
+      near = np.abs(1 + np.arange(len(size))[:, None] - times).min(1) <= WITHIN
+      found += [size[near].max()] if near.any() else []
+  usual = float(np.median(found)) if found else 0.0
+  if usual <= 0:
+    raise ValueError("no real clip turns where an impact is heard: these are clips of one bright object that bounces")
+  return usual
 
-  Frames in which its acceleration is far from the clip's median are one turn where they touch, at their mean time.
+
+def turns(video: Float[np.ndarray, "f h w c"], least: float) -> Float[np.ndarray, " k"] | None:
+  """When the object's velocity leaps by `least` or more (px / frame^2), in frames; None where no single one is seen.
+
+  Frames in which it does are one turn where they touch, at their mean time.
   """
+  size = leaps(video)
+  if size is None:
+    return None
+  far = np.flatnonzero(size >= least)
+  groups = np.split(far, np.flatnonzero(np.diff(far) > 1) + 1) if len(far) else []
+  return np.array([np.average(group + 1, weights=size[group]) for group in groups])
+
+
+def leaps(video: Float[np.ndarray, "f h w c"]) -> Float[np.ndarray, " n"] | None:
+  """How far the object's acceleration is from the clip's median in frames 1 to f - 2; None where no single one is
+  seen."""
   found = track(video)
   if not alone(found):
     return None
@@ -79,10 +115,7 @@ def turns(video: Float[np.ndarray, "f h w c"]) -> Float[np.ndarray, " k"] | None
   every = np.arange(len(video))
   path = np.stack([np.interp(every, there, found.position[there, 0, axis]) for axis in range(2)], 1)
   bend = np.diff(path, n=2, axis=0)
-  off = np.linalg.norm(bend - np.median(bend, axis=0), axis=1)
-  far = np.flatnonzero(off > TURN)
-  groups = np.split(far, np.flatnonzero(np.diff(far) > 1) + 1) if len(far) else []
-  return np.array([np.average(group + 1, weights=off[group]) for group in groups])
+  return np.linalg.norm(bend - np.median(bend, axis=0), axis=1)
 
 
 def together(seen: Float[np.ndarray, " k"] | None, heard: Float[np.ndarray, " n"]) -> bool:
