@@ -89,7 +89,7 @@ def joined(pieces: list[tuple[float | None, np.ndarray]], begin: float | None) -
   for number, (time, piece) in enumerate(pieces):
     due = place if time is None else round((time - begin) * RATE) + late
     gap = due - place
-    if number and (gap < -JITTER * RATE or gap > video.LONGEST_GAP * RATE):
+    if abs(gap) > video.LONGEST_GAP * RATE or (number and gap < -JITTER * RATE):
       late -= gap
     elif number == 0 or gap > JITTER * RATE:
       place = due

@@ -139,9 +139,8 @@ def test_given_frames_of_the_wrong_size_or_number(capsys, run, tmp_path):
   assert "given frames are (8, 8), the model makes (16, 16)" in sample(f"--given={tmp_path}/small.npy")
   assert "float64 of shape (2, 16, 16, 3): given frames are uint8" in sample(f"--given={tmp_path}/float.npy")
   assert "takes 3 given frames, the file has 2" in sample(f"--given={tmp_path}/few.npy", "--given_frames=3")
-  assert "task generation with 1 given frames gives no whole one" in sample(
-    f"--given={tmp_path}/few.npy", "--task=generation", "--given_frames=1"
-  )
+  for task in ("--task=generation", "--task=single_frame"):
+    assert "takes no number of frames" in sample(f"--given={tmp_path}/few.npy", task, "--given_frames=1")
   assert "8 given frames of 8" in sample("--task=prediction", "--given_frames=8")
   assert "unknown task 'predict'" in sample("--task=predict")
   assert "unknown label 'pink'" in sample("--label=pink")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from short import get_config
 from test_cli import fails
 
 from data_pipelines.reading import Reader, captioned
+from data_pipelines.tokenizer import Pieces
 from vdt import checkpoint, cli, conditions, evaluate, plan, sample
 from vdt.captions import Frozen
 from vdt.conditions import Conditions
@@ -184,6 +186,9 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
     (["--image=A", "--task=prediction"], "leave out --given, --task"),
     (["--mask=A"], "--mask is of a --video"),
     (["--video=A", "--given_frames=4"], "has 1 frames, 4 are asked for"),
+    (["--given_frames=2"], "the task generation takes no number of frames"),
+    (["--negative=green", "--guidance=label=3"], "add --guidance text=3"),
+    (["--image="], "--image is empty"),
     (["--video=A", "--given_frames=0"], "--given_frames 0 of --video: at least 1"),
   ],
 )
@@ -243,14 +248,19 @@ def test_captions_of_a_frozen_encoder_are_made_once_and_kept(data_dir, tmp_path,
   stored = read(some)
   monkeypatch.undo()
   other = Frozen(str(folder), length=10, folder=str(tmp_path / "others"))
+  monkeypatch.setattr("vdt.captions.PART", 2)
   other.make(SimpleNamespace(captions=lambda: ["a red ring\na ring", "a blue star"]))
   assert {*other.known} == {"a red ring", "a ring", "a blue star"}, "each of a clip's captions"
+  assert len([*(tmp_path / "others").rglob("*.json")]) == 2, "in parts, of which a killed process loses one"
   live = other.read(some)
   for name in ("text", "text_seen"):
     np.testing.assert_array_equal(stored[name], live[name])
   assert stored["text"].dtype == ml_dtypes.bfloat16 and sorted((tmp_path / "captions").rglob("*.npy")) == kept
-  config.steps = 3
+  shutil.copytree(folder, tmp_path / "moved")
+  config.text, config.steps = Frozen(str(tmp_path / "moved"), length=10, folder=str(tmp_path / "elsewhere")), 3
   train(config, str(tmp_path / "run"))
+  there = Frozen(str(folder), length=10, folder=str(tmp_path / "elsewhere"))
+  assert {*captions} <= {*there.known}, "a run that goes on elsewhere makes them before its first step"
   hugging_face(folder, seed=1)
   config.steps = 4
   with pytest.raises(ValueError, match="put the other back"):
@@ -259,6 +269,24 @@ def test_captions_of_a_frozen_encoder_are_made_once_and_kept(data_dir, tmp_path,
   config.model.text, config.steps = 16, 3
   with pytest.raises(ValueError, match=r"makes tokens of 24 numbers, model\.text is 16"):
     train(config, str(tmp_path / "narrow"))
+
+
+def test_a_start_that_saved_nothing_may_read_otherwise(data_dir, tmp_path):
+  config, kept = parsed(data_dir), tmp_path / conditions.KEPT
+  config.data.prepare()
+  begin = lambda vocabulary: conditions.of(
+    dataclasses.replace(config, text=Pieces(length=12, vocabulary=vocabulary)), str(tmp_path), new=True
+  )
+  with pytest.raises(ValueError, match=r"raise it, or lower text\.vocabulary"):
+    begin(500)
+  assert not kept.exists()
+  begin(350)
+  first = kept.read_bytes()
+  begin(400)
+  second = kept.read_bytes()
+  (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+  begin(350)
+  assert first != second == kept.read_bytes(), "a run that saved goes on as it began"
 
 
 @dataclasses.dataclass

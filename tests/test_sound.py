@@ -100,6 +100,8 @@ def test_tracks_begin_with_the_pictures_and_what_does_not_decode_is_silent(tmp_p
   assert [len(back), *back[[0, RATE, 2 * RATE]]] == [3 * RATE, 1, 2, 3], "as in films that are joined"
   leap = sound.joined([(0.0, np.ones(RATE)), (90_000.0, np.full(RATE, 2)), (90_002.0, np.full(RATE, 3))], 0.0)
   assert [len(leap), *leap[[0, RATE, 2 * RATE, 3 * RATE]]] == [4 * RATE, 1, 2, 0, 3], "one second is a pause"
+  far = sound.joined([(1e6, np.ones(RATE)), (1e6 + 1, np.full(RATE, 2))], 0.0)
+  assert [len(far), *far[[0, RATE]]] == [2 * RATE, 1, 2], "so is the first time"
   (tmp_path / "bad.wav").write_bytes(b"nothing of the kind")
   with pytest.raises(ValueError, match="not a readable"):
     track(tmp_path / "bad.wav")

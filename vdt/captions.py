@@ -14,11 +14,12 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from vdt import text_encoder
+from vdt import distributed, text_encoder, workdirs
 from vdt.config import Mesh
-from vdt.encode import put
 
 Arrays = dict[str, np.ndarray]
+PART = 1024
+"""Captions that are made and kept together: what a process that is killed loses."""
 
 
 def alone() -> contextlib.AbstractContextManager:
@@ -56,8 +57,12 @@ class Frozen:
 
   def make(self, data: Any) -> bytes:
     """Makes what is missing of the training captions; a run keeps which encoder it was."""
-    self.store([line for text in data.captions() for line in text.split("\n")])
+    self.prepare(data)
     return json.dumps({"encoder": self.encoder.fingerprint, "name": self.encoder.name}).encode()
+
+  def prepare(self, *sets: Any) -> None:
+    """Makes and keeps what is missing of the captions of data sets; also when a run is resumed, elsewhere."""
+    self.store([line for data in sets for text in data.captions() for line in text.split("\n")])
 
   def open(self, kept: bytes, model: Any) -> Callable[[Sequence[str]], Arrays]:
     """Captions to "text" (n l e) bfloat16 and "text_seen" (n l). ValueError for another encoder than the run's, or one
@@ -81,32 +86,50 @@ class Frozen:
     """Tokens (l e) of each caption, as uint16, and how many of them are there."""
     found = {}
     for path in sorted(self.place.glob("*.json")):
-      tokens = np.load(path.with_suffix(".npy"), mmap_mode="r")
-      found |= {caption: (row, count) for row, (caption, count) in zip(tokens, json.loads(path.read_text()))}
+      found |= part(path)
     return found
 
   def store(self, captions: Sequence[str]) -> None:
-    """Makes and keeps what is missing of these; a process that is killed here leaves nothing that counts."""
-    new = self.learn(captions)
-    if new:
-      path, content = self.place / f"{uuid.uuid4().hex}.npy", io.BytesIO()
-      np.save(content, np.stack([self.known[caption][0] for caption in new]))
-      put(path, content.getbuffer())
-      put(path.with_suffix(".json"), json.dumps([(caption, self.known[caption][1]) for caption in new]).encode())
+    """Makes and keeps what is missing of these, PART by PART, each process its own; then what others made of theirs is
+    known, or made here as well where it lies on another machine's disk."""
+    wanted = [*dict.fromkeys(captions)]
+    self.keep(wanted[jax.process_index() :: jax.process_count()])
+    if jax.process_count() > 1:
+      distributed.barrier("captions are made")
+      self.__dict__.pop("known", None)
+      self.keep(wanted)
 
-  def learn(self, captions: Sequence[str]) -> list[str]:
-    """Those that were missing, each once; now they are known here."""
-    new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
-    if new:
-      with alone():
-        tokens, seen = self.encoder.encode(new, self.length)
-      tokens = tokens.astype(ml_dtypes.bfloat16).view(np.uint16)
-      self.known.update({caption: (row, int(there.sum())) for caption, row, there in zip(new, tokens, seen)})
-    return new
+  def keep(self, captions: Sequence[str]) -> None:
+    """Makes those that are not known, and writes them down."""
+    new = self.missing(captions)
+    for begin in range(0, len(new), PART):
+      chunk = new[begin : begin + PART]
+      tokens, counts = self.encoded(chunk)
+      path, content = self.place / f"{uuid.uuid4().hex}.json", io.BytesIO()
+      np.save(content, tokens)
+      workdirs.put(path.with_suffix(".npy"), content.getbuffer())
+      workdirs.put(path, json.dumps([*zip(chunk, counts)]).encode())
+      self.known.update(part(path))
+
+  def missing(self, captions: Sequence[str]) -> list[str]:
+    return [caption for caption in dict.fromkeys(captions) if caption not in self.known]
+
+  def encoded(self, captions: list[str]) -> tuple[np.ndarray, list[int]]:
+    """As `known` has them."""
+    with alone():
+      tokens, seen = self.encoder.encode(captions, self.length)
+    return tokens.astype(ml_dtypes.bfloat16).view(np.uint16), seen.sum(1).tolist()
 
   def read(self, captions: Sequence[str]) -> Arrays:
     """See `open`."""
-    self.learn(captions)
+    if new := self.missing(captions):
+      self.known.update(zip(new, zip(*self.encoded(new))))
     rows = [self.known[caption] for caption in captions]
     seen = np.arange(self.length) < np.array([count for _, count in rows])[:, None]
     return {"text": np.stack([row for row, _ in rows]).view(ml_dtypes.bfloat16), "text_seen": seen}
+
+
+def part(path: pathlib.Path) -> dict[str, tuple[np.ndarray, int]]:
+  """What `Frozen.keep` wrote down at once, its tokens on the disk."""
+  tokens = np.load(path.with_suffix(".npy"), mmap_mode="r")
+  return {caption: (row, count) for row, (caption, count) in zip(tokens, json.loads(path.read_text()))}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vdt import distributed
+from vdt import distributed, workdirs
 from vdt.config import Config
 
 Arrays = dict[str, Any]
@@ -69,16 +69,20 @@ def of(config: Config, workdir: str, new: bool = False) -> Conditions:
   if not config.text:
     return Conditions(config)
   path = epath.Path(workdir) / KEPT
-  there = path.exists()
+  lasting = not new or workdirs.saved(path.parent)  # a start that saved nothing may be corrected
+  there = bool(lasting) and path.exists()
   if new:
     distributed.barrier("text.model is looked for")
   if not there:
     if not new:
       raise FileNotFoundError(f"{path} is missing, by which this run reads captions: copy the whole workdir")
     content = config.text.make(config.data)
+    config.text.open(content, config.model)
     if distributed.first():
       beside = path.with_name(f"{KEPT}.new")
       beside.write_bytes(content)
       beside.replace(path)
     distributed.barrier("text.model is written")
+  elif new and hasattr(config.text, "prepare"):
+    config.text.prepare(config.data)
   return Conditions(config, config.text.open(path.read_bytes(), config.model))

@@ -353,6 +353,8 @@ RATES = ("optimizer.lr", "optimizer.warmup", "optimizer.decay")
 RESUMABLE = (
   "steps",
   "autoencoder",
+  "text.path",
+  "text.folder",
   "mesh",
   "micro_batches",
   "evals",

@@ -4,14 +4,12 @@ Each process encodes every n-th shard on its own devices, without a word to the 
 none; a shard appears whole or not at all, and a command that was cut off goes on with the first that is missing.
 """
 
-import contextlib
 import dataclasses
 import io
 import json
 import os
 import pathlib
 import sys
-import uuid
 from typing import Any
 
 import jax
@@ -53,9 +51,8 @@ def run(config: Config, part: int, parts: int, size: int | None) -> None:
   with jax.set_mesh(Mesh().build(jax.local_devices())):
     for data, settings in zip(wanted, claim(wanted, made_by, size)):
       one(data, settings, made_by, part, parts)
-  if part == 0 and hasattr(config.text, "store"):  # a frozen encoder's tokens
-    sources = [dataclasses.replace(data.source, split=split) for data in wanted for split in data.source.splits()]
-    config.text.store([line for source in sources for text in source.captions() for line in text.split("\n")])
+  if part == 0 and hasattr(config.text, "prepare"):  # a frozen encoder's tokens
+    config.text.prepare(*(dataclasses.replace(data.source, split=s) for data in wanted for s in data.source.splits()))
 
 
 def one(data: Any, settings: dict[str, Any], made_by: autoencoder.Autoencoder, part: int, parts: int) -> None:
@@ -67,7 +64,7 @@ def one(data: Any, settings: dict[str, Any], made_by: autoencoder.Autoencoder, p
   if missing := sum(not whole(data, *each) for each in every):
     print(f"{data.directory}: {missing} of {len(every)} shards are still missing, which other processes make")
     return
-  put(data.info_path, json.dumps(settings, indent=1).encode())
+  workdirs.put(data.info_path, json.dumps(settings, indent=1).encode())
   counts = ", ".join(f"{count} {split}" for split, count in settings["counts"].items())
   total = sum(os.path.getsize(data.shard_paths(*each)[0]) for each in every)
   print(f"{data.directory}: latents {tuple(settings['shape'])} of {counts} clips, {total / 1e6:.1f} MB")
@@ -115,7 +112,7 @@ def claim(wanted: list[Any], made_by: autoencoder.Autoencoder, size: int | None)
         raise ValueError(f"{data.directory} is there, and holds no latents: name another data.name")
       standard = standard or measure(wanted, made_by)
       content = {**settings, "shard": clips_in(settings, size or SHARD), **standard}
-      put(path, json.dumps(content, indent=1).encode(), over=False)
+      workdirs.put(path, json.dumps(content, indent=1).encode(), over=False)
     found.append(json.loads(path.read_text()))
     standard = {name: found[-1][name] for name in ("mean", "std")}
   return found
@@ -185,10 +182,10 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
   path, beside, sounding = data.shard_paths(split, number)
   for left in pathlib.Path(path).parent.glob(f"{split}-{number:05d}.*.new"):  # by a process that was killed
     left.unlink(missing_ok=True)
-  put(beside, described.getvalue())
+  workdirs.put(beside, described.getvalue())
   if settings["sound"]:
-    put(sounding, stored(np.concatenate(sounds)))
-  put(path, stored(latents))
+    workdirs.put(sounding, stored(np.concatenate(sounds)))
+  workdirs.put(path, stored(latents))
 
 
 def stored(array: np.ndarray) -> memoryview:
@@ -196,32 +193,6 @@ def stored(array: np.ndarray) -> memoryview:
   file = io.BytesIO()
   np.save(file, array)
   return file.getbuffer()
-
-
-def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
-  """Writes a file that appears whole or not at all, whoever else writes the same; over: also if it is there already.
-
-  OSError where it cannot be written.
-  """
-  path = pathlib.Path(path)
-  new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(new, "wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    if over:
-      os.replace(new, path)
-    else:
-      with contextlib.suppress(FileExistsError):
-        os.link(new, path)
-  except OSError as error:
-    raise OSError(
-      f"{path.parent} cannot be written ({error.strerror or error}): run the same command again, whole shards are kept"
-    ) from error
-  finally:
-    new.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

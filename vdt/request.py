@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ class Request:
   fps: float | None = None
   steps: int | None = None
   guidance: str | None = None
+
+  def __post_init__(self):
+    for name in ("given", "image", "keyframes", "video", "mask", "prompts", "audio", "guidance"):
+      if getattr(self, name) == "":
+        raise ValueError(f"--{name} is empty: say what, or leave it out")
 
   def texts(self) -> list[str] | None:
     """The prompt of each video; None: those of held-out clips. FileNotFoundError or ValueError for a bad file."""
@@ -118,7 +124,15 @@ class Request:
     if self.fps is not None:
       rows["fps"] = np.full(count, self.fps, np.float32)
     cond = told.told(rows)
+    if texts is not None and (full := np.flatnonzero(cond["text_seen"].all(1))).size:
+      print(
+        f"{texts[full[0]]!r} fills the {cond['text_seen'].shape[1]} tokens that this model reads, and is cut there: "
+        f"shorten it, or use words of the training captions",
+        file=sys.stderr,
+      )
     if self.negative is not None:
+      if dict(config.sampler.guidance).get("text", config.sampler.guidance_scale) == 1.0:
+        raise ValueError(f"--negative {self.negative}: it counts where texts are guided, add --guidance text=3")
       cond["negative"] = {"text": told.read([self.negative] * count)}
     return cond, rows.get("sound") if config.sound else None
 

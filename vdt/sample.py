@@ -132,6 +132,11 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   if ask.mask and not ask.video:
     raise ValueError("--mask is of a --video: name the one whose dark parts are kept")
   task = ask.task or ("prediction" if ask.given else "generation")
+  if ask.given_frames is not None and not single and task not in given_plans.COUNTED:
+    raise ValueError(
+      f"--given_frames {ask.given_frames}: the task {task} takes no number of frames: leave it out, or name another "
+      f"--task: {', '.join(given_plans.COUNTED)}"
+    )
   if single or ask.given:
     if single:
       videos, mask = placed(config, ask, count)

@@ -47,8 +47,8 @@ class TextEncoder:
     text, seen = encoder.encode(["a ball falls", ""], length=16)    # (2 16 384) and (2 16)
 
   name: for people. width: numbers of a token. fingerprint: a hash of the files of the weights and tokens, and of the
-  settings. params: of `apply`. tokens: `ids = tokens(text, length)`, at most so many, the last of which ends the text.
-  lengths: the least and the most that an array may have room for.
+  settings. params: of `apply`, on the host. tokens: `ids = tokens(text, length)`, at most so many, the last of which
+  ends the text. lengths: the least and the most that an array may have room for.
   """
 
   name: str
@@ -75,10 +75,11 @@ class TextEncoder:
       found = self.tokens(text, length)
       ids[row, : len(found)], seen[row, : len(found)] = found, True
     made = np.zeros((count, length, self.width), np.float32)
+    params = jax.device_put(self.params)  # they are freed again: a model is trained beside them
     with jax.default_matmul_precision("highest"):
       for begin in range(0, count, CHUNK):
         part = slice(begin, begin + CHUNK)
-        made[part] = self._apply(self.params, ids[part], seen[part])
+        made[part] = self._apply(params, ids[part], seen[part])
     ids, seen = ids[: len(texts)], seen[: len(texts)]
     return np.where(seen[..., None], made[: len(texts)], np.float32(0)), seen
 

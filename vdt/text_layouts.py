@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vdt import models, weights
@@ -101,9 +100,10 @@ def bert_rows(config: models.BertConfig) -> list[Row]:
 
 
 def adopted(network: models.TextNetwork, rows: list[Row], found: Renamed, name: str) -> dict[str, Any]:
-  """The network's params. ValueError that names all that are missing, left over or of another shape, or not finite."""
+  """The network's params, on the host. ValueError that names all that are missing, left over, of another shape, or not
+  finite."""
   weights.check(found.shapes, {row.key: row.shape for row in rows}, name)
   like = jax.eval_shape(network.init, jax.random.key(0))
   shapes = {path_name(key): leaf.shape for key, leaf in jax.tree_util.tree_leaves_with_path(like)}
   arrays = weights.fill(rows, shapes, found, name)
-  return jax.tree_util.tree_map_with_path(lambda key, _: jnp.asarray(arrays.pop(path_name(key))), like)
+  return jax.tree_util.tree_map_with_path(lambda key, _: np.asarray(arrays.pop(path_name(key))), like)

@@ -4,9 +4,11 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import sys
+import uuid
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
@@ -95,6 +97,32 @@ def saved(path: epath.Path) -> list[int]:
   """The steps of complete checkpoints: Orbax gives one its name, the step, when it is."""
   folder = path / "checkpoints"
   return [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.exists() else []
+
+
+def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
+  """Writes a file that appears whole or not at all, whoever else writes the same; over: also if it is there already.
+
+  OSError where it cannot be written.
+  """
+  path = pathlib.Path(path)
+  new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(new, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    if over:
+      os.replace(new, path)
+    else:
+      with contextlib.suppress(FileExistsError):
+        os.link(new, path)
+  except OSError as error:
+    raise OSError(
+      f"{path.parent} cannot be written ({error.strerror or error}): run the same command again, whole shards are kept"
+    ) from error
+  finally:
+    new.unlink(missing_ok=True)
 
 
 def rewrite(path: epath.Path, text: str) -> None:

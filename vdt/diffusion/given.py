@@ -96,6 +96,9 @@ TASKS: dict[str, Callable[..., Mask]] = {
   )
 }
 
+COUNTED = ("prediction", "backward", "interpolation", "random_frames", "keyframes")
+"""Tasks that take how many frames they give."""
+
 
 def plan(
   task: str, key: Key[Array, ""], video: tuple[int, ...], patch_frames: int = 1, count: int | None = None
@@ -103,13 +106,16 @@ def plan(
   """The mask of one named task for `video` = (b, f, h, w), constant over each temporal patch.
 
   `count` is in frames; one that is not a multiple of `patch_frames` is rounded down, for a temporal patch is given
-  only when all its frames are. ValueError for an unknown task or a count that leaves nothing to generate.
+  only when all its frames are. ValueError for an unknown task, or a count that leaves nothing to generate, or too few
+  for a patch.
   """
   if task not in TASKS:
     raise ValueError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
   b, f, h, w = video
   if count is not None and not 0 <= count < f:
     raise ValueError(f"{count} given frames of {f}: give at least 0 and at most {f - 1}, so that one is left to make")
+  if count and count < patch_frames and task in COUNTED:
+    raise ValueError(f"{count} given frames: none is given before all {patch_frames} of its patch are, give more")
   cells = None if count is None else count // patch_frames
   draw = lambda key: TASKS[task](key, (f // patch_frames, h, w), cells)
   return jnp.repeat(jax.vmap(draw)(jax.random.split(key, b)), patch_frames, axis=1)[..., None]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
-from vdt.evals import Run, Table, first, nth_caption, pixels, real_videos
+from vdt.evals import Run, Table, card, first, nth_caption, pixels, real_videos
 from vdt.evals.statistics import wilson
 from vdt.evals.tracking import Track, alone, track
 
@@ -103,6 +103,13 @@ class Prompts:
           before = "" if column == "samples" else f"{column}, "
           table[name] |= {f"{before}low": low, f"{before}high": high}
     return table
+
+  def card(self, run: Run) -> dict[str, Any]:
+    """Also what the judge learns of."""
+    known = run.data("train")
+    said = known.fingerprint() if hasattr(known, "fingerprint") else "not said"
+    which = f"the first {min(self.judged_by, len(known))} of {len(known)}, seed {getattr(known, 'seed', 0)}"
+    return card(self, run) | {"judge's clips": f"train, {said}, {which}"}
 
   def words(self, captions: np.ndarray) -> dict[str, np.ndarray]:
     """Of each caption, the number of the first word that it has, by what is said."""
