@@ -62,7 +62,7 @@ def get_config(variant: str = "full") -> Config:
       config.sampler = Sampler(method="heun", steps=16, churn=0.4, guidance_scale=2.0)
       config.tasks = Tasks()
       config.ema = 0.99
-      config.steps, config.log_every, config.save_every = 2_000, 20, 500
+      config.steps, config.log_every, config.save_every = 3_000, 20, 500
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
       if variant == "tiny":
         config.data.batch_size = 8
