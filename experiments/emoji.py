@@ -29,7 +29,8 @@ intervals; of real clips, and with the captions of others (chance):
   tone                       0.44 (0.36, 0.51)    0.84   0.18          0.56 (0.48, 0.63)    0.14 (0.09, 0.20)
   action                     1.00 (0.98, 1.00)    1.00   0.01          0.01 (0.00, 0.03)    1.00 (0.98, 1.00)
 
-Another prompt takes the action alone (the tone is then seen a little more often), another frame who it is alone. The first frame itself, held still, shows the action in 0.02 of clips.
+Another prompt takes the action alone (the tone is then seen a little more often), another frame who it is alone.
+The first frame itself, held still, shows the action in 0.02 of clips.
 """
 
 from data_pipelines.clips import Clips
