@@ -211,7 +211,7 @@ class Buckets(Several):
   """Batches of several data sets of unlike shapes, say clips and single pictures: each step is of one of them.
 
   All hosts take the same one, in shares of `weights`, and each has its own batch_size; a step is compiled once for each
-  shape. `batch_size` is the first part's.
+  shape, before the first of them. `batch_size` is the first part's.
   """
 
   @property
@@ -221,6 +221,10 @@ class Buckets(Several):
   def shapes(self) -> list[Shape]:
     parts = zip(self.turns.shares, self.members)
     return [Shape(float(part), each.batch_size, each.frames, tuple(each.size)) for part, each in parts]
+
+  def firsts(self) -> list[int]:
+    """For each of `shapes`, the first step that has it."""
+    return [int((self.turns.order == number).argmax()) for number in range(len(self.members))]
 
   def census(self) -> list[str]:
     """A line for each bucket: how many clips it has, how often its turn is, and what was left out, and why."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -59,14 +59,19 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
       steps = config.data.shapes()
       flops = 3 * sum(each.share * each.batch_size * config.model.flops(each.frames, each.size) for each in steps)
+      show = lambda batch: sharding.put(
+        {"video": batch["video"], "cond": told.arrays(batch), "stop": stop.flags(len(batch["video"]))}, mesh
+      )
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
         watchdog.step()
+        with watchdog.patient():
+          update = compiled(config.data, update, show, state)
         with stop.wait():
           while int(state.step) < config.steps:
             leapt = None
             try:
               state = loop(
-                config, network, mesh, state, update, log, checkpoints, stop, watchdog, workdir, between, told
+                config, network, show, state, update, log, checkpoints, stop, watchdog, workdir, between, told
               )
             except Spike as spike:
               leapt = spike.step
@@ -157,10 +162,26 @@ def make_update(config: Config, network: Any, optimizer: optax.GradientTransform
   return update
 
 
+def compiled(data: Any, update: Any, show: Callable[[dict], dict], state: State) -> Any:
+  """`update`, compiled now for each shape of batches, if there are several: none of them is waited for in mid-run.
+
+  show: this process's rows of a batch to what `update` takes.
+  """
+  if not hasattr(data, "firsts"):
+    return update
+  made = {}
+  for step in data.firsts():
+    batch = data.batch(step)
+    seen = show({name: rows[: len(rows) // jax.process_count()] for name, rows in batch.items()})
+    if seen["video"].shape not in made:
+      made[seen["video"].shape] = update.lower(state, seen).compile()
+  return lambda state, seen: made[seen["video"].shape](state, seen)
+
+
 def loop(
   config: Config,
   network: Any,
-  mesh: jax.sharding.Mesh,
+  show: Callable[[dict], dict],
   state: State,
   update: Any,
   log: writer.Writer,
@@ -201,9 +222,8 @@ def loop(
       jax.profiler.start_trace(f"{workdir}/profile", profiler_options=options)
       tracing = True
     with log.spending("data"):
-      batch = next(batches)
-      seen = {"video": batch["video"], "cond": told.arrays(batch), "stop": stop.flags(len(batch["video"]))}
-    state, metrics = update(state, sharding.put(seen, mesh))
+      seen = show(next(batches))
+    state, metrics = update(state, seen)
     stopped = judge.settle(pending)  # of the step before, while the device works on this one
     pending = (done, metrics)
     if tracing and (done in (last, config.steps) or stopped):

@@ -126,6 +126,7 @@ def test_buckets_have_static_shapes_and_shares_of_steps(parts):
   shapes = [each.batch(0)["video"].shape for each in buckets.members]
   drawn = [shapes.index(buckets.batch(step)["video"].shape) for step in range(16)]
   assert drawn.count(1) == 4
+  assert [shapes.index(buckets.batch(step)["video"].shape) for step in buckets.firsts()] == [0, 1]
   assert [(each.share, each.batch_size, each.frames) for each in buckets.shapes()] == [(0.75, 8, 5), (0.25, 16, 1)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from short import ROOT, get_config
 
-from data_pipelines.mixture import Mixture
+from data_pipelines.mixture import Buckets, Mixture
 from data_pipelines.simulated import LocalInfo
 from vdt.config import Data
 from vdt.diffusion import Tasks
@@ -78,7 +78,7 @@ def test_it_is_trained_on(own, tmp_path):
   assert int(train(config, str(tmp_path)).step) == 2
 
 
-def test_buckets_of_clips_and_pictures_are_trained_on_and_gone_on_with(data_dir, tmp_path):
+def test_buckets_of_clips_and_pictures_are_trained_on_and_gone_on_with(data_dir, tmp_path, monkeypatch):
   """Each shape has its own steps; a run in two parts is the run in one."""
 
   def run(workdir, steps):
@@ -87,7 +87,13 @@ def test_buckets_of_clips_and_pictures_are_trained_on_and_gone_on_with(data_dir,
     config.steps, config.log_every, config.tasks = steps, 1, Tasks()
     return train(config, str(workdir))
 
+  late = []
+  follow = lambda event, duration, **more: late.append(more.get("fun_name")) if "backend_compile" in event else None
+  read = Buckets.batches
+  monkeypatch.setattr(Buckets, "batches", lambda *args: (late.clear(), read(*args))[1])  # the loop begins
+  jax.monitoring.register_event_duration_secs_listener(follow)
   run(tmp_path / "parts", 2)
+  assert not [name for name in late if name and "update" in name], "all shapes are compiled before the first step"
   parts, whole = run(tmp_path / "parts", 4), run(tmp_path / "whole", 4)
   for mine, theirs in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
     np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
