@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import tqdm
 
-from vdt import autoencoder, space
+from vdt import autoencoder, space, workdirs
 from vdt.config import Config, Mesh
 from vdt.distributed import in_chunks
 from vdt.evals import pixels

@@ -12,7 +12,7 @@ from vdt.evals import Run, Table, first, pixels, real_videos, vgg
 MEAN_CLIPS = 2000  # at most so many training clips make the mean video
 
 
-def energy_score(forecasts: Float[np.ndarray, "repeats *shape"], truth: Float[np.ndarray, "*shape"]) -> float:
+def energy_score(forecasts: Float[np.ndarray, " repeats *shape"], truth: Float[np.ndarray, "*shape"]) -> float:
   """E|X - y| - E|X - X'| / 2, equation 20 of Gneiting & Raftery 2007, in root mean square distance; lower is better.
 
   The second mean runs over the pairs of different repeats, so the estimate is unbiased for any number of repeats;

@@ -24,9 +24,9 @@ class Track(NamedTuple):
   position: Float[np.ndarray, "f n 2"]
   area: Float[np.ndarray, "f n"]
   colour: Float[np.ndarray, "f n c"]
-  count: Float[np.ndarray, "f"]
-  total: Float[np.ndarray, "f"]
-  clear: Bool[np.ndarray, "f"]
+  count: Float[np.ndarray, " f"]
+  total: Float[np.ndarray, " f"]
+  clear: Bool[np.ndarray, " f"]
   occluder: Bool[np.ndarray, "h w"]
 
 
@@ -94,7 +94,7 @@ def track(video: Float[np.ndarray, "f h w c"], objects: int = 1, occluder: bool 
 
 
 def uniform_motion(
-  times: Num[np.ndarray, "n"], values: Float[np.ndarray, "n 2"], at: Num[np.ndarray, "*at"]
+  times: Num[np.ndarray, " n"], values: Float[np.ndarray, "n 2"], at: Num[np.ndarray, "*at"]
 ) -> Float[np.ndarray, "*at 2"]:
   """Uniform motion fitted to `values` at `times`, evaluated at `at`; two values at least."""
   slope, start = np.polyfit(times, values, 1)
@@ -106,7 +106,7 @@ def occluder_distance(occluder: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h
   return cv2.distanceTransform((~occluder).astype(np.uint8), cv2.DIST_L2, 5)
 
 
-def _may_hide(tracks: Track) -> Bool[np.ndarray, "f"]:
+def _may_hide(tracks: Track) -> Bool[np.ndarray, " f"]:
   """Frames in which the occluder may hide the object: uniform motion between clear sightings leads beside or behind."""
   clear = np.flatnonzero(tracks.clear)
   hidden = np.zeros(len(tracks.clear), bool)
