@@ -42,7 +42,7 @@ class Impacts:
     if (loud := sum(len(times) > 0 for times in self.heard(data))) < 2:
       raise ValueError(f"an impact is heard in {loud} of {self.count} clips: raise count")
 
-  def heard(self, data: Any) -> list[Float[np.ndarray, " k"]]:
+  def heard(self, data: Any) -> list[Float[np.ndarray, " _"]]:
     return [impacts(sound, data.frames) for sound in first(data, self.count)["sound"]]
 
   def __call__(self, run: Run) -> Table:
@@ -78,7 +78,7 @@ def impacts(sound: Int16[np.ndarray, " n"], frames: int) -> Float[np.ndarray, " 
   return np.flatnonzero((level > LOUD) & (level > RISE * before)) + 0.5
 
 
-def usual_leap(videos: Float[np.ndarray, "b f h w c"], heard: list[Float[np.ndarray, " k"]]) -> float:
+def usual_leap(videos: Float[np.ndarray, "b f h w c"], heard: list[Float[np.ndarray, " _"]]) -> float:
   """The median over clips of the largest of `leaps` near an impact, px / frame^2. ValueError if none is seen."""
   found = []
   for video, times in zip(videos, heard):
