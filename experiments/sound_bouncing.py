@@ -14,9 +14,6 @@ held-out clips:
   92 with an impact turn within a frame of it     0.935 (0.865, 0.970), real clips 0.957
   the same beside the sound of the next one       0.337, real clips 0.348
   164 where none is heard do not turn             0.976 (0.939, 0.991), real clips 1.000
-
-On these clips a guidance scale of 2 is better than 1 (0.79 of the first row) and 4 (0.78, by a fixed threshold near the
-judge's own); with 4 balls shake.
 """
 
 from data_pipelines.clips import SimulatedClips

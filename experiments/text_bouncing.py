@@ -14,7 +14,7 @@ colour, shape and direction 1.00 (0.985, 1.00) each, and all three 1.00, of capt
 held-out pairs; of real clips 1.00; with the captions of others 0.14 to 0.27 each, all three 0.00 and 0.04. Sprites that
 turn, and are smaller (`sprites16`), were 1.00, 0.51 and 0.98 of held-out pairs after as many steps: their shapes are
 blobs. After 2,000 steps in all, seeds 0 and 1 had colour 1.00 and 1.00, shape 0.86 and 0.97, direction 1.00 and 0.58 of
-held-out pairs: what is left and what is right, or up and down, is learned last, and then at once.
+held-out pairs: what is left and what is right, or up and down, is learned last.
 """
 
 from data_pipelines.clips import SimulatedClips

@@ -165,6 +165,11 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
   _, mask = placed(config, Request(video=str(clip), given_frames=3), 1)
   assert mask[0, :, 0, 0, 0].tolist() == [1, 1, 1, 0]
   capsys.readouterr()
+  few = ["--count=1", "--steps=1", f"--out={tmp_path / 'long'}"]
+  cli.main(["sample", f"--workdir={run}", "--prompt=a blue star", *few])
+  assert "is cut there" not in capsys.readouterr().err
+  cli.main(["sample", f"--workdir={run}", f"--prompt={'a purple hexagon ' * 9}", *few])
+  assert "fills the 12 tokens that this model reads, and is cut there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from vdt.diffusion import TASKS, RectifiedFlow, Tasks
-from vdt.diffusion.given import frame_times, mean_given, plan, whole_cells
+from vdt.diffusion.given import COUNTED, frame_times, mean_given, plan, whole_cells
 
 
 @settings(deadline=None, max_examples=25)
@@ -36,6 +36,10 @@ def test_plans_give_what_their_names_say():
     plan("predict", jax.random.key(0), shape)
   with pytest.raises(ValueError, match="8 given frames of 8"):
     plan("prediction", jax.random.key(0), shape, 1, 8)
+  with pytest.raises(ValueError, match="none is given before all 2 of its patch are"):
+    plan("prediction", jax.random.key(0), shape, 2, 1)
+  counted = {task for task in TASKS if frames(task, 2) != frames(task, 3)}
+  assert counted == {*COUNTED}, "these take how many frames they give"
 
 
 def test_tasks_are_drawn_as_often_as_their_weights_say():
