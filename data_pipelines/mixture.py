@@ -197,6 +197,12 @@ class Mixture(Several, Reader):
         f"a mixture of clips of (frames, height, width) {', '.join(map(str, sorted(shapes)))}: take one shape, or "
         f"Buckets"
       )
+    for name in self.names:
+      if len(rows := {member.read(np.arange(1))[name].shape[1:] for member in self.members}) > 1:
+        raise ValueError(
+          f"batches of a mixture are alike, {name} is {' and '.join(map(str, sorted(rows)))}: ingest its parts alike, "
+          f"sounds at one frame rate"
+        )
 
   def ahead(self) -> Callable[..., Iterator[Batch]]:
     return self.parts[0].ahead()

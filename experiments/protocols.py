@@ -55,7 +55,7 @@ def get_config(variant: str = "ucf101") -> Config:
       config.steps, config.log_every, config.save_every = 20, 5, 10
       config.evals = {
         "prediction": Prediction(count=8, repeats=2, given_frames=3),
-        "fvd": FVD(count=16, features="random", task="prediction", given_frames=3),
+        "fvd": FVD(count=16, features="random", controls=("noised",), task="prediction", given_frames=3),
         "leakage": Leakage(count=16),
       }
     case _:

@@ -1,5 +1,6 @@
 """Sound: kept beside clips, heard by a model where it happens, and muxed into what is sampled."""
 
+import dataclasses
 import fractions
 import json
 import wave
@@ -15,6 +16,7 @@ from test_cli import fails
 
 from data_pipelines import ingest, sound
 from data_pipelines.clips import Clips, SimulatedClips
+from data_pipelines.mixture import Mixture
 from data_pipelines.sound import RATE, LogMel, cut, impacts, track
 from vdt import cli
 from vdt.config import Mesh
@@ -123,6 +125,11 @@ def test_ingestion_keeps_the_sound_of_each_clip(tmp_path):
   for name, each in heard.items():
     if name != "high.mkv#0":
       assert pitch(each[2000:-2000]) == pytest.approx(400 if name.startswith("low") else 2000, abs=10), name
+  slow = ["--fps=4", "--frames=4", "--size=16", "--sound", "--test-fraction=0"]
+  cli.main(["ingest", str(folder), f"--out={tmp_path / 'slow'}", *slow])
+  unlike = Mixture((data, dataclasses.replace(data, name="slow")), batch_size=8)
+  with pytest.raises(ValueError, match=r"sound is \(8000,\) and \(16000,\): ingest its parts alike"):
+    unlike.prepare()
   manifest = json.loads((tmp_path / "mine" / "manifest.json").read_text())
   assert manifest["settings"]["sound"] is True
   assert "sound" not in ingest.Settings().recipe(), "sets that were made without are what they were"

@@ -1,6 +1,7 @@
 """What a model is told of a video beside its frames: arrays of a batch by name, and those of what is not told."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,6 +68,8 @@ def of(config: Config, workdir: str, new: bool = False) -> Conditions:
   FileNotFoundError where the run has not kept it, ValueError where that does not go with the model.
   """
   if not config.text:
+    if new and "text" in config.model.conditions and distributed.first():
+      print("the model could read, and config.text is None: it is trained without captions", file=sys.stderr)
     return Conditions(config)
   path = epath.Path(workdir) / KEPT
   lasting = not new or workdirs.saved(path.parent)  # a start that saved nothing may be corrected

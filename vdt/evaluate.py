@@ -16,13 +16,11 @@ from vdt.conditions import Conditions, absent
 from vdt.config import Config
 from vdt.diffusion import given as plans
 from vdt.distributed import in_chunks
-from vdt.evals import Run, Table, card, first, nth_caption, pixels
+from vdt.evals import Run, Table, card, cell, first, nth_caption, pixels
 from vdt.sample import generate, load
 from vdt.space import Space
 from vdt.workdirs import environment
 
-ROUNDING = 1e-12
-"""Below this a figure is shown as 0."""
 CARDS, EVALUATION = "cards.json", "evaluation.json"
 FEW = 8
 """Clips that a feature network takes at once: it sees them larger than they are."""
@@ -180,10 +178,7 @@ def text(tables: dict[str, Table]) -> str:
     widths = [max(len(column), 9) + 2 for column in columns]
     lines = [name.ljust(width) + "".join(column.rjust(w) for column, w in zip(columns, widths))]
     for metric, row in table.items():
-      cells = [
-        f"{0.0 if abs(row[column]) < ROUNDING else row[column]:.4g}" if column in row else "" for column in columns
-      ]
-      lines.append(metric.ljust(width) + "".join(cell.rjust(w) for cell, w in zip(cells, widths)))
+      lines.append(metric.ljust(width) + "".join(cell(row, column).rjust(w) for column, w in zip(columns, widths)))
     blocks.append("\n".join(lines))
   return "\n\n".join(blocks)
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from vdt import distributed, ledger, video, workdirs
 from vdt.conditions import Conditions
 from vdt.config import Config
-from vdt.evals import Table, first, pixels
+from vdt.evals import Table, cell, first, pixels
 from vdt.sample import generate
 from vdt.space import Space
 from vdt.writer import read_rows
@@ -71,7 +71,6 @@ def write_report(
 def columns(table: Table) -> tuple[list[str], dict[str, list[str]]]:
   """The names of all columns, and each row's cells as text."""
   names = list(dict.fromkeys(name for row in table.values() for name in row))
-  cell = lambda row, name: f"{row[name]:.4g}" if name in row else ""
   return names, {metric: [cell(row, name) for name in names] for metric, row in table.items()}
 
 

@@ -10,6 +10,15 @@ from jaxtyping import Float
 
 Table = dict[str, dict[str, float]]
 """Metric (row) to column ("samples", "real", "frozen", ...) to value."""
+ROUNDING = 1e-12
+"""Below this a figure is shown as 0."""
+
+
+def cell(row: dict[str, float], column: str) -> str:
+  """A number of a table's row, for people; nothing where the row has none."""
+  if column not in row:
+    return ""
+  return f"{0.0 if abs(row[column]) < ROUNDING else row[column]:.4g}"
 
 
 class Run(NamedTuple):
