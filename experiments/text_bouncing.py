@@ -61,7 +61,7 @@ def get_config(variant: str = "full") -> Config:
       config.model.encoder = T5Config(512, width=64, depth=1, heads=2, head_size=32, mlp=128, dtype="float32")
       config.diffusion = RectifiedFlow(shift=3.0, prediction="x0")
       config.sampler = Sampler(method="heun", steps=16, churn=0.4, guidance_scale=2.0)
-      config.tasks = Tasks()
+      config.tasks = Tasks(generation=0.7, first_frame=0.3)  # what a clip does after its first frame, its caption says
       config.ema = 0.99
       config.steps, config.log_every, config.save_every = 3_000, 20, 500
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
