@@ -82,9 +82,7 @@ def of(config: Config, workdir: str, new: bool = False) -> Conditions:
     content = config.text.make(config.data)
     config.text.open(content, config.model)
     if distributed.first():
-      beside = path.with_name(f"{KEPT}.new")
-      beside.write_bytes(content)
-      beside.replace(path)
+      workdirs.rewrite(path, content)
     distributed.barrier("text.model is written")
   elif new and hasattr(config.text, "prepare"):
     config.text.prepare(config.data)

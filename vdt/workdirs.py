@@ -125,10 +125,10 @@ def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
     new.unlink(missing_ok=True)
 
 
-def rewrite(path: epath.Path, text: str) -> None:
+def rewrite(path: epath.Path, content: str | bytes) -> None:
   """Puts a new file in the place of `path` in one step: a process killed here leaves the old one or the new one."""
   new = path.with_name(path.name + ".new")
-  new.write_text(text)
+  new.write_bytes(content.encode() if isinstance(content, str) else content)
   new.replace(path)
 
 

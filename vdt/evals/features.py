@@ -3,9 +3,9 @@
 import abc
 import hashlib
 import importlib
+import io
 import os
 import sys
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
+from vdt import workdirs
 from vdt.evals import Run, i3d, vgg
 
 Videos = Float[np.ndarray, "b f h w c"]
@@ -172,11 +173,9 @@ def extract(
   made = np.concatenate([run.map(function, chunk) for chunk in chunks])
   if path and jax.process_index() == 0:
     try:
-      os.makedirs(os.path.dirname(path), exist_ok=True)
-      new = f"{path}.{uuid.uuid4().hex}.new"
-      with open(new, "wb") as file:
-        np.save(file, made)
-      os.replace(new, path)
+      content = io.BytesIO()
+      np.save(content, made)
+      workdirs.put(path, content.getbuffer())
     except OSError as error:
       print(f"features are not kept for the next time: {path} cannot be written ({error})", file=sys.stderr)
   return made
