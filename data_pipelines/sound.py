@@ -59,7 +59,7 @@ def track(path: str | Path) -> np.ndarray | None:
     for made in resampler.resample(frame):
       pieces.append((None if made.pts is None else float(made.pts * made.time_base), made.to_ndarray()[0]))
 
-  with video.opened(path) as container:
+  with video.opened(path, "sound") as container:
     if not container.streams.audio:
       return None
     stream, shown = container.streams.audio[0], video.pictures(container)

@@ -230,8 +230,9 @@ def _ends_with(path: str | Path, mark: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path):
-  """The container of `path`, which may not name other files to open (playlists). VideoError, or OSError."""
+def opened(path: str | Path, kind: str = "video"):
+  """The container of `path`, which may not name other files to open (playlists). VideoError, which calls it not a
+  readable `kind`, or OSError."""
 
   def refuse(url, flags, options):
     raise OSError("a playlist, which is not let open other files")
@@ -243,7 +244,7 @@ def opened(path: str | Path):
     try:
       container = av.open(file, metadata_errors="replace", io_open=refuse)
     except (av.error.FFmpegError, OSError) as error:
-      raise VideoError(path, f"not a readable video: {error.strerror or error}") from None
+      raise VideoError(path, f"not a readable {kind}: {error.strerror or error}") from None
     with container:
       yield container
 

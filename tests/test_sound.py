@@ -105,7 +105,7 @@ def test_tracks_begin_with_the_pictures_and_what_does_not_decode_is_silent(tmp_p
   far = sound.joined([(1e6, np.ones(RATE)), (1e6 + 1, np.full(RATE, 2))], 0.0)
   assert [len(far), *far[[0, RATE]]] == [2 * RATE, 1, 2], "so is the first time"
   (tmp_path / "bad.wav").write_bytes(b"nothing of the kind")
-  with pytest.raises(ValueError, match="not a readable"):
+  with pytest.raises(ValueError, match="not a readable sound"):
     track(tmp_path / "bad.wav")
 
 
@@ -196,7 +196,7 @@ def test_samples_hear_a_file_and_carry_its_sound(run, tmp_path, capsys):
       if packet.dts is not None:
         packet.stream = stream
         target.mux(packet)
-  for name, message in (("bad", "not a readable"), ("gone", "gone.wav"), ("silent.mp4", "has no sound track")):
+  for name, message in (("bad", "not a readable sound"), ("gone", "gone.wav"), ("silent.mp4", "has no sound track")):
     path = tmp_path / (name if "." in name else f"{name}.wav")
     assert message in fails(capsys, "sample", f"--workdir={run}", f"--out={tmp_path / 'no'}", f"--audio={path}")
 
