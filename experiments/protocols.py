@@ -1,10 +1,11 @@
 r"""Published protocols of FVD: data sets, clips and counts as the papers have them; the videos are yours to bring.
 
-  vdt ingest VIDEOS --out data/ucf101 --size 256 --fps 25 --frames 16 --stride 16 --test-sources TEST.txt
+  vdt ingest VIDEOS --out data/ucf101 --size 256 --fps 25 --frames 16 --stride 16 --test-sources TEST.txt \
+    --captions CLASSES.csv
   vdt train --config experiments/protocols.py:ucf101 --workdir runs/ucf101
   vdt evaluate --workdir runs/ucf101 --json figures.json
 
-Variants: ucf101 (with its classes), sky-timelapse, face-forensics, taichi: 16 frames of 256 x 256, generated;
+Variants: ucf101 (with its classes, by CLASSES.csv of file, caption, label), sky-timelapse, face-forensics, taichi: 16 frames of 256 x 256, generated;
 kinetics600: 16 frames of 64 x 64, five given, eleven to make. Publications differ in the number of clips and in the
 split that the real ones are from, which the card says. tiny: simulated clips and random features, seconds.
 Measured: nothing yet.

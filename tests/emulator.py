@@ -38,6 +38,11 @@ class Proxy(http.server.ThreadingHTTPServer):
   def url(self) -> str:
     return f"http://127.0.0.1:{self.server_port}"
 
+  @property
+  def behind(self) -> str:
+    """The server itself, which also takes what is written."""
+    return f"http://127.0.0.1:{self.port}"
+
   def make_bucket(self, name: str) -> None:
     self._post("storage/v1/b", json.dumps({"name": name}).encode(), "application/json")
 

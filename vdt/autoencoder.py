@@ -137,7 +137,7 @@ def load(path: str) -> Autoencoder:
 
   FileNotFoundError where there is none; ValueError for weights that are damaged, or not of what is said beside them.
   """
-  if "://" in path:
+  if workdirs.remote(path):
     return trained(path)
   folder = pathlib.Path(path)
   if (folder / "taef2_encoder.npz").exists():

@@ -43,7 +43,7 @@ def run(config: Config, part: int, parts: int, size: int | None) -> None:
     raise ValueError("nothing to encode: the experiment's data are no Latents, or it names no config.autoencoder")
   made_by = autoencoder.load(config.autoencoder)
   for data in wanted:
-    if "://" in data.data_dir:
+    if workdirs.remote(data.data_dir):
       raise ValueError(f"data.data_dir {data.data_dir}: encode to a local folder, and upload that")
     data.check_source()
     space.check(data, made_by)

@@ -55,7 +55,7 @@ def run(
   `out` that is no export, and where the other side disagrees.
   """
   out = out or f"{workdir}/export/{format}"
-  if "://" in out:
+  if workdirs.remote(out):
     raise ValueError(f"an export is written to a disk, not to {out}: name a local folder with --out, and copy it then")
   folder = pathlib.Path(out).resolve()
   refuse_folder(folder)

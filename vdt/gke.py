@@ -276,7 +276,7 @@ def tpu_vm_commands(name: str, command: list[str], topology: str, slices: int, z
 
   install = (
     "mkdir -p vdt && tar xzf vdt.tar.gz -C vdt && cd vdt && python3 -m pip install --user uv && "
-    "~/.local/bin/uv venv --python 3.11 .venv && ~/.local/bin/uv pip install -c constraints.txt -e '.[tpu]'"
+    "~/.local/bin/uv venv --python 3.11 .venv && ~/.local/bin/uv pip install -c constraints.txt -e '.[tpu,gcs]'"
   )
   ended = shlex.quote(f'{shlex.join(command)}; echo "exit code $?"')
   lines = ["# Make the machines."]

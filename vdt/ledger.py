@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from vdt import distributed
+from vdt import distributed, workdirs
 from vdt.host import STARTED
 
 NAME = "ledger.jsonl"
@@ -34,8 +34,7 @@ class Ledger:
   def append(self, line: dict[str, Any]) -> None:
     self.attempts[-1].append(line)
     if distributed.first():
-      with self.path.open("a") as file:
-        file.write(("\n" if "start" in line else "") + json.dumps(line) + "\n")  # the last one may be torn
+      workdirs.append(self.path, ("\n" if "start" in line else "") + json.dumps(line) + "\n")  # the last may be torn
 
   def summary(self) -> dict[str, float]:
     """Of the run so far."""

@@ -53,7 +53,7 @@ def claim(workdir: str, config: Config, origin: list[str] | None, **more: Any) -
   with contextlib.ExitStack() as held:
     try:
       path.mkdir(parents=True, exist_ok=True)
-      if distributed.first() and "://" not in workdir:
+      if distributed.first() and not remote(workdir):
         fcntl.flock(held.enter_context(open(path / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
       if (path / "config.json").exists() and (steps := saved(path)):
         refuse_another(workdir, config)
@@ -90,7 +90,7 @@ def one_line(path: Any) -> Iterator[None]:
 
 def absolute(workdir: str) -> epath.Path:
   """As Orbax wants paths; a bucket's (gs://...) is one already, and `resolve` would make a local one of it."""
-  return epath.Path(workdir) if "://" in workdir else epath.Path(workdir).resolve()
+  return epath.Path(workdir) if remote(workdir) else epath.Path(workdir).resolve()
 
 
 def saved(path: epath.Path) -> list[int]:
@@ -127,9 +127,27 @@ def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
 
 def rewrite(path: epath.Path, content: str | bytes) -> None:
   """Puts a new file in the place of `path` in one step: a process killed here leaves the old one or the new one."""
+  content = content.encode() if isinstance(content, str) else content
+  if remote(path):  # an object is there whole, or not at all
+    path.write_bytes(content)
+    return
   new = path.with_name(path.name + ".new")
-  new.write_bytes(content.encode() if isinstance(content, str) else content)
+  new.write_bytes(content)
   new.replace(path)
+
+
+def append(path: epath.Path, text: str) -> None:
+  """Adds to the end of a file. An object in a bucket cannot grow, and is written anew."""
+  if remote(path):
+    path.write_text((path.read_text() if path.exists() else "") + text)
+    return
+  with path.open("a") as file:
+    file.write(text)
+
+
+def remote(path: str | epath.Path) -> bool:
+  """Whether it is in a bucket (gs://...)."""
+  return "://" in os.fspath(path)
 
 
 def exists(workdir: str) -> bool:

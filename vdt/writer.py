@@ -13,7 +13,7 @@ from tensorboardX import SummaryWriter
 
 from vdt import distributed, ledger
 from vdt.host import device_peak
-from vdt.workdirs import rewrite
+from vdt.workdirs import append, rewrite
 
 TIMINGS = ("step_time", "data_wait", "save_wait", "flops_per_second", "utilisation", "goodput", "chip_hours")
 """The only columns of a metrics row that may differ between a run and the same run, resumed."""
@@ -71,8 +71,7 @@ class Writer:
     """Appends one row, flushed; its numbers also go to TensorBoard. The first process alone writes."""
     if not self.writes:
       return
-    with self.path.open("a") as file:
-      file.write(json.dumps(row) + "\n")
+    append(self.path, json.dumps(row) + "\n")
     if not self.alive():
       raise OSError(f"{self.path.parent}/tensorboard cannot be written: is the disk full?")
     for name, value in row.items():

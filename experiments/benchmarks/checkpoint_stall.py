@@ -1,6 +1,6 @@
 """How long does a save keep training waiting, and how fast is it written?
 
-  python experiments/benchmarks/checkpoint_stall.py [--gigabytes 1] [--rounds 5] [--json FILE]
+  python experiments/benchmarks/checkpoint_stall.py [--gigabytes 2] [--rounds 5] [--json FILE]
 
 A state of float32 arrays, shaped like a model's with its average and moments, is saved through `vdt.checkpoint` by
 turns as training does (in the background; the stall is what `save` itself takes) and waiting for it, down to the disk
@@ -54,7 +54,7 @@ def disk(folder: Path, size: int) -> float:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--gigabytes", type=float, default=1.0)
+  parser.add_argument("--gigabytes", type=float, default=2.0)
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--json", type=Path, default=RESULTS)
   options = parser.parse_args()

@@ -1,6 +1,6 @@
 r"""Does curation find what was planted, and leave the rest alone?
 
-  python experiments/benchmarks/curation.py FOLDER [--each 8] [--work runs/curation] [--json FILE]
+  python experiments/benchmarks/curation.py FOLDER [--each 12] [--work runs/curation] [--json FILE]
 
 Beside the videos of FOLDER lie copies of `--each` of them, of every kind: re-encoded (crf 34), resized
 (to a half), trimmed (a fifth off both ends, and re-encoded), renamed (the same bytes); broken ones: cut off, with bits
@@ -148,7 +148,7 @@ def judge(manifest, planted, cuts, untouched):
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("folder", type=Path)
-  parser.add_argument("--each", type=int, default=8)
+  parser.add_argument("--each", type=int, default=12)
   parser.add_argument("--work", type=Path, default=Path("runs/curation"))
   parser.add_argument("--json", type=Path, default=RESULTS)
   options = parser.parse_args()

@@ -1,6 +1,6 @@
 r"""Does a damaged video file ever crash or hang what reads it?
 
-  python experiments/benchmarks/fuzz_video.py [--files 2400] [--seed 0] [--json FILE]
+  python experiments/benchmarks/fuzz_video.py [--files 6080] [--seed 0] [--json FILE]
 
 Small sources of each codec and container are mutated (bits flipped, cut off, chunks swapped, chunks overwritten, their
 head damaged) and read in other processes as ingestion reads them, from the start and from the middle, and as curation
@@ -160,7 +160,7 @@ def kind(ended):
 
 def main():
   parser = argparse.ArgumentParser()
-  parser.add_argument("--files", type=int, default=2400)
+  parser.add_argument("--files", type=int, default=6080)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--json", type=Path, default=RESULTS)
   parser.add_argument("--work", type=Path, help="where files that crash or hang are kept (default: a temporary folder)")

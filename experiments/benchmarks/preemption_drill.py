@@ -1,6 +1,6 @@
 """A training run of several processes, killed, told to stop, and left without disk, again and again: what is lost?
 
-  python experiments/benchmarks/preemption_drill.py [--rounds 24] [--seed 0] [--json FILE]
+  python experiments/benchmarks/preemption_drill.py [--rounds 20] [--seed 0] [--json FILE]
 
 Two processes of two CPU devices each train experiments/bouncing.py:tiny over loopback and save every few steps. Each
 round starts them, strikes at a random step, or in the middle of a save, and waits until both have ended; a process that
@@ -212,7 +212,7 @@ def line(number: int, row: dict) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--rounds", type=int, default=24)
+  parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--json", type=Path, default=RESULTS)
   options = parser.parse_args()

@@ -156,7 +156,7 @@ def extract(
   network, of what computes, and of every pixel. Of several processes all read it, or none.
   """
   folder, path, stored = os.fspath(getattr(data, "directory", "")), "", None
-  if folder and "://" not in folder:
+  if folder and not workdirs.remote(folder):
     what = (VERSION, jax.default_backend(), made_by.name, made_by.hash(), made_by.size, videos.shape, str(videos.dtype))
     key = hashlib.sha256(repr(what).encode())
     key.update(np.ascontiguousarray(videos))
