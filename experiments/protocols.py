@@ -5,9 +5,10 @@ r"""Published protocols of FVD: data sets, clips and counts as the papers have t
   vdt train --config experiments/protocols.py:ucf101 --workdir runs/ucf101
   vdt evaluate --workdir runs/ucf101 --json figures.json
 
-Variants: ucf101 (with its classes, by CLASSES.csv of file, caption, label), sky-timelapse, face-forensics, taichi: 16 frames of 256 x 256, generated;
-kinetics600: 16 frames of 64 x 64, five given, eleven to make. Publications differ in the number of clips and in the
-split that the real ones are from, which the card says. tiny: simulated clips and random features, seconds.
+Variants: ucf101 (with its classes, by CLASSES.csv of file, caption, label), sky-timelapse, face-forensics, taichi: 16
+frames of 256 x 256, generated; kinetics600: 16 frames of 64 x 64, five given, eleven to make. Publications differ in
+the number of clips and in the split that the real ones are from, which the card says. tiny: simulated clips and random
+features, seconds.
 Measured: nothing yet.
 """
 
