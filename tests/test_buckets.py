@@ -36,4 +36,4 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk_also_when_it_is_resumed(tmp_pa
       (tmp_path / name).write_bytes(urllib.request.urlopen(url, timeout=30).read())
   steps = [[row for row in short.rows(folder) if "loss" in row] for folder in (tmp_path, tmp_path / "whole")]
   assert steps[0] == steps[1] and len(steps[0]) == 4
-  assert [attempt[0]["step"] for attempt in ledger.read(tmp_path)] == [0, 4]
+  assert [attempt[0]["step"] for attempt in ledger.read(str(tmp_path))] == [0, 4]
