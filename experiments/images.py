@@ -47,7 +47,7 @@ def get_config(variant: str = "full") -> Config:
     sampler=Sampler(method="heun", steps=32, churn=0.4),
     optimizer=AdamW(lr=2e-4, warmup=1_000),
     topology="v5e:2x4",
-    evals={"loss": ValLoss(count=128), "motion": Motion(), "physics": Physics(count=128)},
+    evals={"loss": ValLoss(count=128), "motion": Motion(), "physics": Physics(count=64)},
   )
   if variant == "full":
     return config

@@ -25,8 +25,10 @@ def ends(processes):
 
 
 def test_two_processes_are_one_and_stop_together(tmp_path, data_dir):
-  """Also where a run goes back before steps that leap, of which this threshold makes some, and stores averages."""
+  """Also where a run goes back before steps that leap, of which this threshold makes some, stores averages, and reads
+  captions."""
   fields = {**FIELDS, "spike": 1.1, "roll_back": True, "averages": "(0.05,0.1)"}
+  fields |= {"variant": "told", "evals.loss.every": 10}
   code, _, err = finish(tmp_path / "one", data_dir, devices=8, **fields)
   assert code == 0 and "back to what was saved at step" in err, err
   two = tmp_path / "two"
