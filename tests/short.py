@@ -121,7 +121,14 @@ def start(workdir, data_dir, devices=1, environment=(), variant="evals", **field
   """A process that trains, with so many CPU devices."""
   fields = {"steps": STEPS, "log_every": 2, "save_every": 5, "data.batch_size": 4, "data.data_dir": data_dir, **fields}
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
-  command = [sys.executable, "-m", "vdt.train", f"--config={ROOT}/tests/short.py:{variant}", f"--workdir={workdir}", *flags]
+  command = [
+    sys.executable,
+    "-m",
+    "vdt.train",
+    f"--config={ROOT}/tests/short.py:{variant}",
+    f"--workdir={workdir}",
+    *flags,
+  ]
   ours = {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": xla.devices(devices),

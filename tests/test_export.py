@@ -38,9 +38,9 @@ def random_weights(model, seed=0):
   return like, {path: rng.standard_normal(shape).astype(np.float32) for path, shape in like.items()}
 
 
-def experiment(folder, variant="tiny", **fields):
+def experiment(folder, variant="tiny", file="experiments/published.py", **fields):
   """A run with random weights: an experiment file, its config, and its workdir."""
-  origin = [f"--config={ROOT}/experiments/published.py:{variant}", f"--config.data.data_dir={folder}/data"]
+  origin = [f"--config={ROOT}/{file}:{variant}", f"--config.data.data_dir={folder}/data"]
   origin += [f"--config.{name}={value}" for name, value in fields.items()]
   from absl import flags
 
@@ -352,20 +352,25 @@ def test_an_export_that_is_killed_leaves_the_one_before(tmp_path):
   assert [path.name for path in folder.parent.iterdir()] == ["latte"]
 
 
-@pytest.mark.parametrize("variant", ["tiny", "tiny-latte-1"])
+@pytest.mark.parametrize("variant", ["tiny", "tiny-latte-1", "told"])
 def test_a_program_without_vdt_makes_the_same_frames(variant, tmp_path):
   """The exported sampler, run by the script beside it in a Python that sees jax and NumPy alone."""
-  config, workdir, _ = experiment(tmp_path, variant)
+  fields = {"file": "tests/short.py"} if variant == "told" else {}
+  config, workdir, arrays = experiment(tmp_path, variant, **fields)
+  if config.text:
+    config.data.prepare()
+    told = conditions.of(config, workdir, new=True)
   export.run(config, workdir, "stablehlo", None, None, None, "", True)
   folder, alone = Path(workdir) / "export" / "stablehlo", tmp_path / "alone"
   alone.mkdir()
   site = Path(np.__file__).parents[1]
-  needs = ("jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy")
+  needs = ("jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "sentencepiece")
   for path in site.iterdir():
     if path.name.split("-")[0].split(".")[0] in needs:
       (alone / path.name).symlink_to(path)
   label = 1 if config.model.classes else -1
   command = [sys.executable, "-S", str(folder / "sample.py"), "3", "5", str(label)]
+  command += ["--prompt=a red ring"] if config.text else []
   kept = {name: os.environ[name] for name in ("PATH", "JAX_PLATFORMS")}
   env = {**kept, "XLA_FLAGS": devices(8), "PYTHONPATH": str(alone)}
   done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -374,17 +379,24 @@ def test_a_program_without_vdt_makes_the_same_frames(variant, tmp_path):
   from vdt import video
 
   network = config.model.build(config.data.frames, tuple(config.data.size), {})
-  params = parity.tree(jax.eval_shape(network.init, jax.random.key(0)), experiment(tmp_path, variant)[2])
-  clips = np.zeros((3, 8, 16, 16, 3), np.float32)
+  params = parity.tree(jax.eval_shape(network.init, jax.random.key(0)), arrays)
+  clips = np.zeros((3, config.data.frames, 16, 16, 3), np.float32)
   cond = conditions.absent(config, 3)
   if label >= 0:
-    cond |= {"label": np.full(3, label, np.int32), "null": {"label": np.zeros(3, bool)}}
+    cond |= {"label": np.full(3, label, np.int32)}
+    cond["null"]["label"] = np.zeros(3, bool)
+  if config.text:
+    cond |= told.read(["a red ring"] * 3)
+    cond["null"]["text"] = np.zeros(3, bool)
   made = sample.generate(config, network, params, clips, cond, seed=5)
   assert np.ptp(frames) > 100
   np.testing.assert_array_equal(frames, video.to_uint8(made))
-  for wrong in (["0"], ["1", "0", "7"]):
+  for wrong in (["0"], ["1", "0", "99"]):
     refused = subprocess.run([*command[:3], *wrong], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert refused.returncode == 1 and "at least 1 video, and a label below" in refused.stderr
+  if not config.text:
+    refused = subprocess.run([*command, "--prompt=a ring"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert refused.returncode == 1 and "this model reads no prompts" in refused.stderr
 
 
 @pytest.mark.slow

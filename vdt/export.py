@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vdt import ledger, parity, stablehlo, weights, workdirs
+from vdt import conditions, ledger, parity, stablehlo, weights, workdirs
 from vdt.averages import Averages
 from vdt.checkpoint import Checkpointer, shapes
 from vdt.config import Config, to_dict
@@ -83,6 +83,8 @@ def run(
   with replacing(folder) as new:
     start = time.perf_counter()
     WRITERS[format](new, config, like, arrays, facts)
+    if format == "stablehlo" and stablehlo.pieces(config):
+      (new / conditions.KEPT).write_bytes((epath.Path(workdir) / conditions.KEPT).read_bytes())
     print(f"written in {time.perf_counter() - start:.2f} s", file=sys.stderr)
     facts["files"] = sorted([*(path.name for path in new.iterdir()), CARD, PAGE])
     (new / CARD).write_text(json.dumps(facts, indent=2) + "\n")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from data_pipelines.tokenizer import Pieces
 from vdt import conditions
 from vdt.config import Config
 from vdt.request import latent_label
@@ -48,13 +49,19 @@ def programs(config: Config, like: Any) -> dict[str, export.Exported]:
   }
 
 
+def pieces(config: Config) -> int:
+  """How many pieces of a prompt sample.py reads, by the tokenizer beside it; 0: none, as of frozen encoders."""
+  return config.text.length if isinstance(config.text, Pieces) else 0
+
+
 def names(like: Any) -> list[str]:
   """The parameters in the order in which programs take them, as params.npz names them."""
   return [path_name(path).replace("/", ".") for path, _ in jax.tree_util.tree_leaves_with_path(like)]
 
 
 def write(folder: pathlib.Path, config: Config, like: Any) -> None:
-  """denoiser.stablehlo, sampler.stablehlo, and sample.py, which runs the sampler with jax alone.
+  """denoiser.stablehlo, sampler.stablehlo, and sample.py, which runs the sampler with jax alone; for prompts it takes
+  sentencepiece, and `conditions.KEPT` beside it.
 
   What jax reads programs with, and does not install, is put beside them: flatbuffers (Apache-2.0), 100 kB.
   """
@@ -68,7 +75,7 @@ def write(folder: pathlib.Path, config: Config, like: Any) -> None:
   classes, told = config.model.classes, conditions.shapes(config)
   if config.model.text and "text" not in told:
     told |= {"text": ((1, config.model.text), "float32"), "text_seen": ((1,), "bool")}
-  said = {"SHAPE": shape, "CLASSES": classes, "DEFAULT": latent_label(None, classes)}
+  said = {"SHAPE": shape, "CLASSES": classes, "DEFAULT": latent_label(None, classes), "LENGTH": pieces(config)}
   said |= {"TOLD": told, "NAMES": config.model.conditions}
   text = SCRIPT
   for name, value in said.items():
@@ -77,7 +84,7 @@ def write(folder: pathlib.Path, config: Config, like: Any) -> None:
 
 
 SCRIPT = '''\
-"""Samples from the model in this folder with jax alone; writes videos.npy."""
+"""Samples from the model in this folder with jax (and for prompts, sentencepiece) alone; writes videos.npy."""
 
 import argparse
 import pathlib
@@ -89,17 +96,32 @@ from jax import export
 
 here, shape = pathlib.Path(__file__).parent, SHAPE  # frames, height, width, channels
 classes, told, names = CLASSES, TOLD, NAMES  # labels; arrays of the condition, and what of it may be dropped
+length = LENGTH  # pieces that are read of a prompt; 0: this model reads none
 sys.path.append(str(here / "flatbuffers.zip"))
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("count", nargs="?", type=int, default=8, help="how many videos (default 8)")
 parser.add_argument("seed", nargs="?", type=int, default=0, help="video i depends on (seed, i) alone (default 0)")
 parser.add_argument("label", nargs="?", type=int, default=DEFAULT, help="a class by its number, or -1 for none")
+parser.add_argument("--prompt", help="what the videos show" if length else argparse.SUPPRESS)
 args = parser.parse_args()
 count, seed, label = args.count, args.seed, args.label
 if count < 1 or not -1 <= label < max(classes, 0):
   sys.exit(f"COUNT {count}, LABEL {label}: at least 1 video, and a label below {classes}, or -1 for none")
 if missing := [name for name in ("params.npz", "sampler.stablehlo", "flatbuffers.zip") if not (here / name).exists()]:
   sys.exit(f"{missing[0]} is missing beside sample.py: copy the whole export")
+pieces = []
+if args.prompt is not None:
+  if not length:
+    sys.exit("--prompt: this model reads no prompts")
+  try:
+    import sentencepiece
+  except ImportError:
+    sys.exit("--prompt takes sentencepiece: pip install sentencepiece")
+  if not (here / "text.model").exists():
+    sys.exit("text.model is missing beside sample.py: copy the whole export")
+  reader = sentencepiece.SentencePieceProcessor(model_file=str(here / "text.model"))
+  pieces = [*reader.encode(args.prompt)[: length - 1], reader.eos_id()]
+  padding = max(reader.pad_id(), 0)
 with np.load(here / "params.npz") as file:
   params = [file[name] for name in file.files]
 sampler = export.deserialize(bytearray((here / "sampler.stablehlo").read_bytes()))
@@ -108,11 +130,15 @@ for begin in range(0, count, 32):  # as many at once as vdt makes: other numbers
   rows = np.minimum(np.arange(begin, begin + 32), count - 1)
   keys = jax.vmap(lambda number: jax.random.key_data(jax.random.fold_in(key, number)))(rows)
   clips, labels = np.zeros((32, *shape), np.float32), np.full(32, label, np.int32)  # a label below 0: none
-  cond = {name: np.ones((32, *size), dtype) for name, (size, dtype) in told.items()}  # dropped, but for a label
+  cond = {name: np.ones((32, *size), dtype) for name, (size, dtype) in told.items()}  # what is not told is dropped
   cond |= {"label": np.maximum(labels, 0)} if classes else {}
   cond |= {"text": 0 * cond["text"]} if "text" in cond else {}
+  if pieces:
+    cond["text"][:] = [*pieces, *[padding] * (length - len(pieces))]
+    cond["text_seen"][:] = np.arange(length) < len(pieces)
   cond |= {"given": np.zeros((*clips.shape[:4], 1), np.float32)}
-  cond |= {"null": {name: labels < 0 if name == "label" else np.ones(32, bool) for name in names}}
+  kept = {"label": label >= 0, "text": bool(pieces)}
+  cond |= {"null": {name: np.full(32, not kept.get(name, False)) for name in names}}
   made.append(np.asarray(run(params, keys, clips, cond)))
 videos = np.concatenate(made)[:count]
 np.save("videos.npy", np.round((videos + 1) * 127.5).astype(np.uint8) if shape[-1] == 3 else videos)
