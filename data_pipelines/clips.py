@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -209,7 +209,9 @@ def described(examples: Sequence[dict[str, Any]]) -> Batch:
 
 @dataclasses.dataclass
 class SimulatedClips(Clips):
-  """Clips of the simulated set `name`, rendered on first use."""
+  """Clips of the simulated set `name`, rendered on first use, wherever that is."""
+
+  rendered: ClassVar[bool] = True
 
   @functools.cached_property
   def directory(self) -> str:

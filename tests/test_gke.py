@@ -11,7 +11,7 @@ import venv
 
 import pytest
 
-from vdt import gke
+from vdt import gke, launch
 
 CLUSTER = gke.Cluster(image="registry/vdt:1", queue="team", spot=True, priority="high", service_account="trainer")
 ODD = ["a b", "it's", 'say "yes"', "$HOME $(HOME) $$(HOME) $$", "one\ntwo\n", "größer 動画", "(('space',), ('time',))"]
@@ -350,3 +350,15 @@ def test_xpk_makes_the_same_but_for_what_is_meant(tmp_path):
   assert not wrong, "differs from xpk; mend it, or say in MEANT why it is meant:\n" + "\n".join(wrong)
   assert not unused, f"no longer different, delete from MEANT: {unused}"
   assert same >= 30
+
+
+def test_clips_that_lie_beside_the_command_are_refused_before_a_plan(tmp_path):
+  from absl import flags
+
+  from vdt.cli import parse
+
+  config, _ = parse(["--config=experiments/large.py:xl"], flags.FlagValues())
+  for name, there in (("gke", {"cluster": CLUSTER}), ("tpu-vm", {"zone": "us-west4-a"})):
+    backend = launch.Backend(name, remote="gs://bucket/runs", **there)
+    with pytest.raises(ValueError, match=f"(?s)'data', a folder beside this .* {name} .* upload data/own_clips"):
+      backend.check([config])

@@ -20,6 +20,7 @@ BASE = {
   "writer",
   "ledger",
   "workdirs",
+  "files",
   "video",
   "watchdog",
   "judge",
@@ -33,7 +34,7 @@ BASE = {
 ALLOWED = {  # part of the house: parts it may import
   **{name: BASE | PROGRAMS | {"models", "diffusion", "evals"} for name in PROGRAMS},
   **{name: BASE for name in BASE},
-  "evals": {"diffusion", "evals"},
+  "evals": {"diffusion", "evals", "files"},
   "diffusion": {"diffusion"},
   "models": {"models"},
 }

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float
 
-from vdt import models, torch_file, weights, workdirs
+from vdt import files, models, torch_file, weights, workdirs
 from vdt.checkpoint import Checkpointer
 from vdt.encoder import made
 from vdt.sharding import path_name
@@ -137,7 +137,7 @@ def load(path: str) -> Autoencoder:
 
   FileNotFoundError where there is none; ValueError for weights that are damaged, or not of what is said beside them.
   """
-  if workdirs.remote(path):
+  if files.remote(path):
     return trained(path)
   folder = pathlib.Path(path)
   if (folder / "taef2_encoder.npz").exists():

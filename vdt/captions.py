@@ -14,7 +14,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from vdt import distributed, text_encoder, workdirs
+from vdt import distributed, files, text_encoder
 from vdt.config import Mesh
 
 Arrays = dict[str, np.ndarray]
@@ -107,8 +107,8 @@ class Frozen:
       tokens, counts = self.encoded(chunk)
       path, content = self.place / f"{uuid.uuid4().hex}.json", io.BytesIO()
       np.save(content, tokens)
-      workdirs.put(path.with_suffix(".npy"), content.getbuffer())
-      workdirs.put(path, json.dumps([*zip(chunk, counts)]).encode())
+      files.put(path.with_suffix(".npy"), content.getbuffer())
+      files.put(path, json.dumps([*zip(chunk, counts)]).encode())
       self.known.update(part(path))
 
   def missing(self, captions: Sequence[str]) -> list[str]:

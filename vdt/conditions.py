@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vdt import distributed, workdirs
+from vdt import distributed, files, workdirs
 from vdt.config import Config
 
 Arrays = dict[str, Any]
@@ -82,7 +82,7 @@ def of(config: Config, workdir: str, new: bool = False) -> Conditions:
     content = config.text.make(config.data)
     config.text.open(content, config.model)
     if distributed.first():
-      workdirs.rewrite(path, content)
+      files.rewrite(path, content)
     distributed.barrier("text.model is written")
   elif new and hasattr(config.text, "prepare"):
     config.text.prepare(config.data)

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import tqdm
 
-from vdt import autoencoder, space, workdirs
+from vdt import autoencoder, files, space
 from vdt.config import Config, Mesh
 from vdt.distributed import in_chunks
 from vdt.evals import pixels
@@ -43,7 +43,7 @@ def run(config: Config, part: int, parts: int, size: int | None) -> None:
     raise ValueError("nothing to encode: the experiment's data are no Latents, or it names no config.autoencoder")
   made_by = autoencoder.load(config.autoencoder)
   for data in wanted:
-    if workdirs.remote(data.data_dir):
+    if files.remote(data.data_dir):
       raise ValueError(f"data.data_dir {data.data_dir}: encode to a local folder, and upload that")
     data.check_source()
     space.check(data, made_by)
@@ -64,7 +64,7 @@ def one(data: Any, settings: dict[str, Any], made_by: autoencoder.Autoencoder, p
   if missing := sum(not whole(data, *each) for each in every):
     print(f"{data.directory}: {missing} of {len(every)} shards are still missing, which other processes make")
     return
-  workdirs.put(data.info_path, json.dumps(settings, indent=1).encode())
+  files.put(data.info_path, json.dumps(settings, indent=1).encode())
   counts = ", ".join(f"{count} {split}" for split, count in settings["counts"].items())
   total = sum(os.path.getsize(data.shard_paths(*each)[0]) for each in every)
   print(f"{data.directory}: latents {tuple(settings['shape'])} of {counts} clips, {total / 1e6:.1f} MB")
@@ -112,7 +112,7 @@ def claim(wanted: list[Any], made_by: autoencoder.Autoencoder, size: int | None)
         raise ValueError(f"{data.directory} is there, and holds no latents: name another data.name")
       standard = standard or measure(wanted, made_by)
       content = {**settings, "shard": clips_in(settings, size or SHARD), **standard}
-      workdirs.put(path, json.dumps(content, indent=1).encode(), over=False)
+      files.put(path, json.dumps(content, indent=1).encode(), over=False)
     found.append(json.loads(path.read_text()))
     standard = {name: found[-1][name] for name in ("mean", "std")}
   return found
@@ -182,10 +182,10 @@ def encode(data: Any, split: str, number: int, settings: dict[str, Any], made_by
   path, beside, sounding = data.shard_paths(split, number)
   for left in pathlib.Path(path).parent.glob(f"{split}-{number:05d}.*.new"):  # by a process that was killed
     left.unlink(missing_ok=True)
-  workdirs.put(beside, described.getvalue())
+  files.put(beside, described.getvalue())
   if settings["sound"]:
-    workdirs.put(sounding, stored(np.concatenate(sounds)))
-  workdirs.put(path, stored(latents))
+    files.put(sounding, stored(np.concatenate(sounds)))
+  files.put(path, stored(latents))
 
 
 def stored(array: np.ndarray) -> memoryview:

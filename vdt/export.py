@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vdt import conditions, ledger, parity, stablehlo, weights, workdirs
+from vdt import conditions, files, ledger, parity, stablehlo, weights, workdirs
 from vdt.averages import Averages
 from vdt.checkpoint import Checkpointer, shapes
 from vdt.config import Config, to_dict
@@ -55,7 +55,7 @@ def run(
   `out` that is no export, and where the other side disagrees.
   """
   out = out or f"{workdir}/export/{format}"
-  if workdirs.remote(out):
+  if files.remote(out):
     raise ValueError(f"an export is written to a disk, not to {out}: name a local folder with --out, and copy it then")
   folder = pathlib.Path(out).resolve()
   refuse_folder(folder)

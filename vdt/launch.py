@@ -73,6 +73,13 @@ class Backend:
       raise ValueError("--zone is missing: TPU VMs are made in one, say us-west4-a")
     seen = set()
     for config in configs:
+      for data in getattr(config.data, "parts", (config.data,)):
+        folder = getattr(data, "data_dir", "")
+        if folder and "://" not in folder and not os.path.isabs(folder) and not getattr(data, "rendered", False):
+          raise ValueError(
+            f"data_dir is {folder!r}, a folder beside this command, which {self.name} does not see: upload "
+            f"{folder}/{data.name}, and set data.data_dir, say to gs://BUCKET/data"
+          )
       topology = self.topology or config.topology
       if not topology:
         raise ValueError("name a slice with --topology, say v5e:16x16, or in the config's topology")

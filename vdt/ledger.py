@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from vdt import distributed, workdirs
+from vdt import distributed, files
 from vdt.host import STARTED
 
 NAME = "ledger.jsonl"
@@ -34,7 +34,7 @@ class Ledger:
   def append(self, line: dict[str, Any]) -> None:
     self.attempts[-1].append(line)
     if distributed.first():
-      workdirs.append(self.path, ("\n" if "start" in line else "") + json.dumps(line) + "\n")  # the last may be torn
+      files.append(self.path, ("\n" if "start" in line else "") + json.dumps(line) + "\n")  # the last may be torn
 
   def summary(self) -> dict[str, float]:
     """Of the run so far."""

@@ -20,7 +20,7 @@ import tqdm
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vdt import checkpoint, conditions, distributed, network, roofline, sharding, topology, workdirs
+from vdt import checkpoint, conditions, distributed, files, network, roofline, sharding, topology
 from vdt.config import Config
 from vdt.distributed import CHUNK
 from vdt.sample import make
@@ -178,7 +178,7 @@ def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any
     "top": {place: row.tolist() for place, row in sorted(cost.top.items(), key=lambda item: -item[1][0])[:40]},
   }
   path.parent.mkdir(parents=True, exist_ok=True)
-  workdirs.rewrite(path, json.dumps(found))
+  files.rewrite(path, json.dumps(found))
   return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Key, UInt32
 
-from vdt import distributed, workdirs
+from vdt import distributed, files
 from vdt.autoencoder import CHANNELS
 from vdt.distributed import in_chunks
 from vdt.evals import pixels, vgg
@@ -86,7 +86,7 @@ class Reconstruction:
       moments.add(in_chunks(encode, (pixels(clips),), size))
     said = {"step": step, "clips": count, "mean": moments.mean.tolist(), "std": moments.std.tolist()}
     if distributed.first():
-      workdirs.rewrite(path, json.dumps(said, indent=2))
+      files.rewrite(path, json.dumps(said, indent=2))
 
 
 class Moments:

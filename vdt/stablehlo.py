@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from data_pipelines.tokenizer import Pieces
 from vdt import conditions
 from vdt.config import Config
 from vdt.request import latent_label
@@ -51,7 +50,8 @@ def programs(config: Config, like: Any) -> dict[str, export.Exported]:
 
 def pieces(config: Config) -> int:
   """How many pieces of a prompt sample.py reads, by the tokenizer beside it; 0: none, as of frozen encoders."""
-  return config.text.length if isinstance(config.text, Pieces) else 0
+  shape, dtype = config.text.shapes(config.model.text)["text"] if config.text else ((0,), "int32")
+  return shape[0] if dtype == "int32" else 0
 
 
 def names(like: Any) -> list[str]:

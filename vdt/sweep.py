@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from vdt import workdirs
+from vdt import files, workdirs
 from vdt.attempts import Job
 from vdt.config import Config, to_dict
 
@@ -197,7 +197,7 @@ def write(folder: Path | None, plans: list[Plan], remote: str = "", dry: bool = 
       for arm, _, where, job in plans
     ]
     content = {"arms": rows, "sources": workdirs.source_hash()}
-    workdirs.rewrite(epath.Path(folder) / NAME, json.dumps(content, indent=2) + "\n")
+    files.rewrite(epath.Path(folder) / NAME, json.dumps(content, indent=2) + "\n")
   return jobs
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from vdt import averages, checkpoint, conditions, distributed, sharding, space, workdirs, writer
+from vdt import averages, checkpoint, conditions, distributed, files, sharding, space, workdirs, writer
 from vdt.attempts import INTERRUPTED, RESTART, Signals
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config, to_dict
@@ -82,7 +82,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
         with watchdog.patient(), log.spending("eval"):
           tables = evaluate(config, network, state.ema, config.evals, between, told)
         if distributed.first():
-          workdirs.rewrite(epath.Path(workdir) / CARDS, json.dumps(cards(config, config.evals), indent=2))
+          files.rewrite(epath.Path(workdir) / CARDS, json.dumps(cards(config, config.evals), indent=2))
         if final := {name: value for name, value in flat(tables).items() if name not in written(workdir, config.steps)}:
           log.write({"step": config.steps, **final})
         log.mark(config.steps)  # the page shows it

@@ -12,8 +12,8 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from vdt import distributed, ledger
+from vdt.files import append, rewrite
 from vdt.host import device_peak
-from vdt.workdirs import append, rewrite
 
 TIMINGS = ("step_time", "data_wait", "save_wait", "flops_per_second", "utilisation", "goodput", "chip_hours")
 """The only columns of a metrics row that may differ between a run and the same run, resumed."""

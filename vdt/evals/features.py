@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from vdt import workdirs
+from vdt import files
 from vdt.evals import Run, i3d, vgg
 
 Videos = Float[np.ndarray, "b f h w c"]
@@ -156,7 +156,7 @@ def extract(
   network, of what computes, and of every pixel. Of several processes all read it, or none.
   """
   folder, path, stored = os.fspath(getattr(data, "directory", "")), "", None
-  if folder and not workdirs.remote(folder):
+  if folder and not files.remote(folder):
     what = (VERSION, jax.default_backend(), made_by.name, made_by.hash(), made_by.size, videos.shape, str(videos.dtype))
     key = hashlib.sha256(repr(what).encode())
     key.update(np.ascontiguousarray(videos))
@@ -175,7 +175,7 @@ def extract(
     try:
       content = io.BytesIO()
       np.save(content, made)
-      workdirs.put(path, content.getbuffer())
+      files.put(path, content.getbuffer())
     except OSError as error:
       print(f"features are not kept for the next time: {path} cannot be written ({error})", file=sys.stderr)
   return made
