@@ -29,7 +29,7 @@ def put(path: str | pathlib.Path, content: Any, over: bool = True) -> None:
         os.link(new, path)
   except OSError as error:
     raise OSError(
-      f"{path.parent} cannot be written ({error.strerror or error}): run the same command again, whole shards are kept"
+      f"{path.parent} cannot be written ({error.strerror or error}): run the same command again, what is whole is kept"
     ) from error
   finally:
     new.unlink(missing_ok=True)
