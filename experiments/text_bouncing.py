@@ -16,8 +16,8 @@ colour 1.00 each. Real clips 1.00; with the captions of others 0.14 to 0.26 each
 
 Directions are learned from clips that go on from a given first frame, three in ten: of held-out pairs 1.00 and 0.95
 were right after 1,000 steps (seeds 0 and 1, of 64). Without such clips it was 0.31 and 0.73 after 1,000 and 1,500
-(seed 1); noisier training (`diffusion.mean=0.5`), which shows directions more often, learned shapes later: 0.30 after 1,000
-steps, not 0.58.
+(seed 1); noisier training (`diffusion.mean=0.5`), which shows directions more often, learned shapes later: 0.30 after
+1,000 steps, not 0.58.
 """
 
 from data_pipelines.clips import SimulatedClips
