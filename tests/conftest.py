@@ -18,14 +18,6 @@ def pytest_addoption(parser):
   parser.addoption("--write-golden", action="store_true", help="write tests/golden.json anew")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-  """Tests that share what their module makes run in one worker, which makes it once."""
-  for item in items:
-    if any(made[-1].scope == "module" for made in item._fixtureinfo.name2fixturedefs.values()):
-      item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-
-
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, worker_id):
   """One folder of data sets for the whole run, whichever worker renders them first."""

@@ -167,9 +167,9 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
   capsys.readouterr()
   few = ["--count=1", "--steps=1", f"--out={tmp_path / 'long'}"]
   cli.main(["sample", f"--workdir={run}", "--prompt=a blue star", *few])
-  assert "is cut there" not in capsys.readouterr().err
+  assert "beyond them is cut" not in capsys.readouterr().err
   cli.main(["sample", f"--workdir={run}", f"--prompt={'a purple hexagon ' * 9}", *few])
-  assert "fills the 12 tokens that this model reads, and is cut there" in capsys.readouterr().err
+  assert "fills the 12 tokens that this model reads, and what is beyond them is cut" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
     (["--prompt=a", "--prompts=b"], "name one of them"),
     (["--prompts=nowhere.txt"], "nowhere.txt cannot be read"),
     (["--guidance=2,text=3,4"], "says a scale twice"),
-    (["--fps=0"], "--fps 0.0: above 0"),
-    (["--fps=inf"], "--fps inf: above 0"),
+    (["--fps=0"], "--fps 0.0: 0.01 to 1000"),
+    (["--fps=inf"], "--fps inf: 0.01 to 1000"),
     (["--fps=4", "--task=prediction"], "held-out frames are of another rate"),
     (["--label=puce"], "unknown label 'puce'"),
     (["--keyframes=0"], "write NUMBER:FILE"),
@@ -194,13 +194,39 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
     (["--given_frames=2"], "the task generation takes no number of frames"),
     (["--negative=green", "--guidance=label=3"], "add --guidance text=3"),
     (["--image="], "--image is empty"),
+    (["--image=A", "--given_frames=0"], "leave out --given, --task"),
+    (["--video=C", "--mask=A"], "nothing is left to make"),
+    (["--guidance=1e30", "--prompt=a"], "samples are not finite: lower --guidance"),
     (["--video=A", "--given_frames=0"], "--given_frames 0 of --video: at least 1"),
   ],
 )
 def test_what_cannot_be_asked_is_named(run, tmp_path, capsys, asked, message):
   cv2.imwrite(str(tmp_path / "a.png"), np.full((16, 16, 3), 40, np.uint8))
-  asked = [flag.replace("A", str(tmp_path / "a.png")) for flag in asked]
+  np.save(tmp_path / "c.npy", np.full((4, 16, 16, 3), 90, np.uint8))
+  asked = [flag.replace("=C", f"={tmp_path / 'c.npy'}").replace("A", str(tmp_path / "a.png")) for flag in asked]
   assert message in fails(capsys, "sample", f"--workdir={run}", f"--out={tmp_path}", "--count=1", *asked)
+
+
+def test_no_file_of_the_users_is_replaced_and_an_error_changes_nothing(run, tmp_path, capsys):
+  out, command = tmp_path / "out", ["sample", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--steps=1"]
+  contents = lambda: {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+  out.mkdir()
+  (out / "2024.mp4").write_bytes(b"a holiday")
+  cli.main([*command, "--count=2"])
+  (out / "0002.mp4").write_bytes(b"another")
+  before = contents()
+  assert len(before) == 8 and before["2024.mp4"] == b"a holiday"
+  assert "holds 0002.mp4, which no vdt sample made" in fails(capsys, *command, "--count=3")
+  assert "0001.mp4 is given, and would be replaced" in fails(capsys, *command, "--count=1", f"--video={out}/0001.mp4")
+  assert contents() == before
+  (out / "0002.mp4").unlink()
+  before.pop("0002.mp4")
+  (out / ".0002.webp").mkdir()  # what cannot be written to
+  assert "(Is a directory), what was there still is" in fails(capsys, *command, "--count=3", "--seed=1")
+  assert contents() == before
+  shutil.rmtree(out / ".0002.webp", ignore_errors=True)
+  cli.main([*command, "--count=1", "--seed=1"])
+  assert {*contents()} == {"2024.mp4", "0000.mp4", "0000.webp", "contact_sheet.png", "samples.json"}
 
 
 def test_a_model_that_is_not_told_says_so_and_a_lost_tokenizer_is_missed(run, data_dir, tmp_path, capsys):

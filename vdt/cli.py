@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
   argv = sys.argv[1:] if argv is None else argv
   verb, rest = (argv[0], argv[1:]) if argv else ("", [])
   if verb not in VERBS:
+    if verb and verb not in ("-h", "--help", "help"):
+      print(f"vdt: unknown verb {verb!r}", file=sys.stderr)
     print("usage: vdt VERB [flags]; `vdt VERB --help` lists a verb's flags")
     print("\n".join(f"  vdt {name:10} {text}" for name, text in VERBS.items()))
     sys.exit(verb not in ("-h", "--help", "help"))
@@ -90,7 +92,7 @@ def sample(rest: list[str]) -> None:
   flags.DEFINE_string("workdir", None, "the run", flag_values=values)
   flags.DEFINE_string("out", None, "folder for the videos (default: WORKDIR/samples)", flag_values=values)
   flags.DEFINE_integer("count", 8, "how many videos", lower_bound=1, flag_values=values)
-  flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) alone", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "sample i depends on (seed, i) alone", -(2**63), 2**63 - 1, flag_values=values)
   flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
   define_ema(values)
   texts = {
@@ -124,7 +126,7 @@ def evaluate(rest: list[str]) -> None:
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "the run", flag_values=values)
   flags.DEFINE_integer("step", None, "the checkpoint (default: the newest)", flag_values=values)
-  flags.DEFINE_integer("seed", 0, "of the samples", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "of the samples", -(2**63), 2**63 - 1, flag_values=values)
   flags.DEFINE_string("json", None, "also write the figures to this file", flag_values=values)
   define_ema(values)
   config, _ = parse(rest, values)

@@ -77,7 +77,7 @@ def of(config: Config, workdir: str, new: bool = False) -> Conditions:
   if new:
     distributed.barrier("text.model is looked for")
   if not there:
-    if not new:
+    if not new or lasting:
       raise FileNotFoundError(f"{path} is missing, by which this run reads captions: copy the whole workdir")
     content = config.text.make(config.data)
     config.text.open(content, config.model)
@@ -86,4 +86,7 @@ def of(config: Config, workdir: str, new: bool = False) -> Conditions:
     distributed.barrier("text.model is written")
   elif new and hasattr(config.text, "prepare"):
     config.text.prepare(config.data)
-  return Conditions(config, config.text.open(path.read_bytes(), config.model))
+  try:
+    return Conditions(config, config.text.open(path.read_bytes(), config.model))
+  except ValueError as error:
+    raise ValueError(f"{path}, by which this run reads captions: {error}") from error

@@ -1,7 +1,6 @@
 """What somebody asks `vdt sample` for: texts, classes, speeds, and frames to keep."""
 
 import dataclasses
-import math
 import sys
 from typing import Any
 
@@ -14,6 +13,8 @@ from vdt.conditions import Conditions
 from vdt.config import Config
 from vdt.diffusion import given as given_plans
 
+SLOWEST, FASTEST = 0.01, 1000.0
+"""Frames a second that files take."""
 Placed = tuple[UInt8[np.ndarray, "b f h w 3"], Float[np.ndarray, "b f h w 1"]]
 
 
@@ -114,8 +115,8 @@ class Request:
       rows["label"] = np.full(count, labels.index(self.label), np.int32)
     if texts is not None:
       rows["caption"] = np.array(texts)
-    if self.fps is not None and not 0 < self.fps < math.inf:
-      raise ValueError(f"--fps {self.fps}: above 0, and a number")
+    if self.fps is not None and not SLOWEST <= self.fps <= FASTEST:
+      raise ValueError(f"--fps {self.fps}: {SLOWEST:g} to {FASTEST:g} frames a second")
     if self.audio is not None:
       heard = config.sound.read(self.audio, config.data.clips.frames, self.fps or config.data.clips.fps())
       rows["sound"] = np.tile(heard, (count, 1))
@@ -124,17 +125,24 @@ class Request:
     if self.fps is not None:
       rows["fps"] = np.full(count, self.fps, np.float32)
     cond = told.told(rows)
-    if texts is not None and (full := np.flatnonzero(cond["text_seen"].all(1))).size:
-      print(
-        f"{texts[full[0]]!r} fills the {cond['text_seen'].shape[1]} tokens that this model reads, and is cut there: "
-        f"shorten it, or use words of the training captions",
-        file=sys.stderr,
-      )
+    if texts is not None:
+      full(texts, cond)
     if self.negative is not None:
       if dict(config.sampler.guidance).get("text", config.sampler.guidance_scale) == 1.0:
         raise ValueError(f"--negative {self.negative}: it counts where texts are guided, add --guidance text=3")
       cond["negative"] = {"text": told.read([self.negative] * count)}
+      full([self.negative] * count, cond["negative"]["text"])
     return cond, rows.get("sound") if config.sound else None
+
+
+def full(texts: list[str], read: dict[str, np.ndarray]) -> None:
+  """Says which texts leave no room: what does not fit is cut."""
+  for text in dict.fromkeys(texts[row] for row in np.flatnonzero(read["text_seen"].all(1))):
+    print(
+      f"{text!r} fills the {read['text_seen'].shape[1]} tokens that this model reads, and what is beyond them is cut: "
+      f"shorten it, or use words of the training captions",
+      file=sys.stderr,
+    )
 
 
 def read(path: str, clips: Any, fps: float | None = None) -> UInt8[np.ndarray, "g h w 3"]:

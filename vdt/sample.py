@@ -1,9 +1,10 @@
 """A checkpoint, and what the user gives, to videos."""
 
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int16, UInt8
 
-from vdt import conditions, distributed, sharding, space, video, workdirs
+from vdt import conditions, distributed, files, sharding, space, video, workdirs
 from vdt.averages import Averages
 from vdt.checkpoint import Checkpointer
 from vdt.config import Config
@@ -108,12 +109,10 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   ValueError for what does not go with the model, or as `generate`, `place` and `placed`.
   """
   folder = epath.Path(out or f"{workdir}/samples")
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
   imported, texts = alone(config, workdir), ask.texts()
   count = ask.count if texts is None else len(texts)
+  if distributed.first():
+    claim(folder, count, [ask.video, ask.given])
   mesh, network, params, step = load(config, workdir, ask.step, ask.ema, data=not imported)
   config = dataclasses.replace(config, sampler=ask.sampler(config))
   config.check()
@@ -127,7 +126,7 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   cond, sounds = ask.told(config, clips, conditions.of(config, workdir), held_out.labels(), texts)
   seen = pixels(clips["video"])
   single = [name for name in ("image", "keyframes", "video") if getattr(ask, name)]
-  if single and (ask.given or ask.task or (ask.given_frames and not ask.video)):
+  if single and (ask.given or ask.task or (ask.given_frames is not None and not ask.video)):
     raise ValueError(f"--{single[0]} says itself what is given: leave out --given, --task and --given_frames")
   if ask.mask and not ask.video:
     raise ValueError("--mask is of a --video: name the one whose dark parts are kept")
@@ -144,6 +143,8 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
       videos, mask = place(read(ask.given, held_out, ask.fps), config, task, ask, count)
     whole = lambda mask: np.asarray(given_plans.whole_cells(jnp.asarray(between.mask(mask)), config.model.patch[0]))
     lost = [number for number in ask.frames() if not whole_at(number, mask[:1], whole)]
+    if mask.all():
+      raise ValueError("all is given, and nothing is left to make: of a --mask, what is light is made anew")
     if lost or not whole(mask).any():
       which = f"frame {', '.join(map(str, lost))}" if lost else "what is given"
       raise ValueError(
@@ -161,7 +162,7 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
     made = generate(
       config, network, params, seen, cond, task=task, given_frames=given_frames, given=mask, seed=ask.seed
     )
-    made = between.to_pixels(made)
+    made = finite(between.to_pixels(made))
   if not distributed.first():
     return
   if "text" in config.model.conditions and config.text:
@@ -198,7 +199,7 @@ def sample_imported(
     cond["null"]["label"] = np.zeros(count, bool)
   with jax.set_mesh(mesh):
     made = generate(config, network, params, np.zeros(shape, np.float32), cond, seed=ask.seed)
-    made = between.to_pixels(made) if between.autoencoder else made
+    made = finite(between.to_pixels(made) if between.autoencoder else made)
   if not distributed.first():
     return
   if between.autoencoder:
@@ -211,6 +212,45 @@ def sample_imported(
     )
 
 
+def finite(videos: Float[np.ndarray, "b f h w c"]) -> Float[np.ndarray, "b f h w c"]:
+  """The same. FloatingPointError where they are not numbers."""
+  if not np.isfinite(videos).all():
+    raise FloatingPointError("samples are not finite: lower --guidance, or name another --step, of a run that is sound")
+  return videos
+
+
+def names(count: int) -> list[str]:
+  """The files of so many videos."""
+  return [f"{number:04d}.{kind}" for number in range(count) for kind in ("mp4", "webp")]
+
+
+def claim(folder: epath.Path, count: int, inputs: list[str | None]) -> None:
+  """Makes `folder` ready for so many videos. ValueError where a file of such a name is there that no command like this
+  made, or is an input, OSError where it cannot be written."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.rewrite(folder / ".samples", "")
+    (folder / ".samples").unlink()
+  except OSError as error:
+    raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
+  there, ours = {path.name for path in folder.iterdir()}, listed(folder)
+  own = {workdirs.absolute(path) for path in inputs if path}
+  for name in names(count):
+    if name in there and name not in ours:
+      raise ValueError(f"{folder} holds {name}, which no vdt sample made: move it, or name another --out")
+  for name in {*ours} & there:
+    if workdirs.absolute(f"{folder / name}") in own:
+      raise ValueError(f"{folder / name} is given, and would be replaced: name another --out")
+
+
+def listed(folder: epath.Path) -> list[str]:
+  """The videos that the last command left in a folder, by its samples.json."""
+  try:
+    return names(int(json.loads((folder / "samples.json").read_text())["count"]))
+  except (OSError, ValueError, KeyError, TypeError):
+    return []
+
+
 def write(
   folder: epath.Path,
   videos: UInt8[np.ndarray, "b f h w 3"],
@@ -220,17 +260,35 @@ def write(
 ) -> None:
   """Each video as MP4 and WebP, the first ones as a contact sheet, and samples.json, which says what they are `about`.
 
-  sounds: what is heard with each, in the MP4, and its samples a second. Videos of an earlier command are removed: they
-  would pass for these.
+  sounds: what is heard with each, in the MP4, and its samples a second. Videos of an earlier command, which would pass
+  for these, are removed when all of these are written. OSError where they cannot be: then nothing has changed.
   """
-  for old in (path for kind in ("mp4", "webp") for path in folder.glob(f"[0-9]*.{kind}")):
-    old.unlink()
-  (folder / "samples.json").write_text(json.dumps(about | {"count": len(videos), "fps": fps}, indent=1))
-  for number, each in enumerate(videos):
-    heard = None if sounds is None else (sounds[0][number], sounds[1])
-    (folder / f"{number:04d}.mp4").write_bytes(video.mp4(each, fps, heard))
-    (folder / f"{number:04d}.webp").write_bytes(video.webp(each, fps))
-  (folder / "contact_sheet.png").write_bytes(video.png(video.contact_sheet(videos[:64])))
+
+  def contents() -> Iterator[tuple[str, bytes]]:
+    for number, each in enumerate(videos):
+      heard = None if sounds is None else (sounds[0][number], sounds[1])
+      yield f"{number:04d}.mp4", video.mp4(each, fps, heard)
+      yield f"{number:04d}.webp", video.webp(each, fps)
+    yield "contact_sheet.png", video.png(video.contact_sheet(videos[:64]))
+    yield "samples.json", json.dumps(about | {"count": len(videos), "fps": fps}, indent=1).encode()
+
+  before, new = listed(folder), []
+  try:
+    for name, content in contents():
+      new.append(name)
+      (folder / f".{name}").write_bytes(content)
+  except BaseException as error:
+    for name in new:
+      with contextlib.suppress(OSError):
+        (folder / f".{name}").unlink(missing_ok=True)
+    if not isinstance(error, OSError):
+      raise
+    reason = error.strerror or error
+    raise OSError(f"{folder} cannot be written ({reason}), what was there still is: name another --out") from error
+  for name in {*before} - {*new}:
+    (folder / name).unlink(missing_ok=True)
+  for name in new:
+    (folder / f".{name}").replace(folder / name)
 
 
 if __name__ == "__main__":

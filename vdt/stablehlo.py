@@ -120,7 +120,10 @@ if args.prompt is not None:
   if not (here / "text.model").exists():
     sys.exit("text.model is missing beside sample.py: copy the whole export")
   reader = sentencepiece.SentencePieceProcessor(model_file=str(here / "text.model"))
-  pieces = [*reader.encode(args.prompt)[: length - 1], reader.eos_id()]
+  pieces = reader.encode(args.prompt)
+  if len(pieces) >= length:
+    print(f"the prompt has more than the {length - 1} pieces that this model reads, and is cut there", file=sys.stderr)
+  pieces = [*pieces[: length - 1], reader.eos_id()]
   padding = max(reader.pad_id(), 0)
 with np.load(here / "params.npz") as file:
   params = [file[name] for name in file.files]
@@ -142,4 +145,5 @@ for begin in range(0, count, 32):  # as many at once as vdt makes: other numbers
   made.append(np.asarray(run(params, keys, clips, cond)))
 videos = np.concatenate(made)[:count]
 np.save("videos.npy", np.round((videos + 1) * 127.5).astype(np.uint8) if shape[-1] == 3 else videos)
+print(f"{count} videos: {pathlib.Path('videos.npy').resolve()}")
 '''

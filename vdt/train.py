@@ -63,9 +63,8 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
         {"video": batch["video"], "cond": told.arrays(batch), "stop": stop.flags(len(batch["video"]))}, mesh
       )
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
-        watchdog.step()
-        with watchdog.patient():
-          update = compiled(config.data, update, show, state)
+        watchdog.wait_long()  # for compilation, and in the first step for that of the other processes
+        update = compiled(config.data, update, show, state)
         with stop.wait():
           while int(state.step) < config.steps:
             leapt = None

@@ -58,6 +58,8 @@ class Sampler:
       raise ValueError(
         f"sampler.churn with method {self.method}: its steps go by those before, or draw noise themselves"
       )
+    if isinstance(self.guidance, str) or not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in self.guidance):
+      raise ValueError(f'sampler.guidance is {self.guidance!r}: names with scales, say (("text", 3.0),)')
     if not all(map(math.isfinite, [self.guidance_scale, *(scale for _, scale in self.guidance)])):
       raise ValueError(
         f"sampler.guidance_scale is {self.guidance_scale}, guidance {self.guidance}: numbers, 1 for none"
