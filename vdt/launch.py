@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vdt import attempts, gke, plan, slurm, sweep
+from vdt import attempts, files, gke, plan, slurm, sweep
 from vdt.attempts import CANCELLED, DONE, FAILED, LOST, OVER, QUEUED, RUNNING, STOPPED, Job
 from vdt.config import Config, to_dict
 from vdt.sweep import Plan
@@ -63,7 +63,7 @@ class Backend:
     """ValueError for what cannot be sent there; a config that does not fit its slice is refused, with the numbers."""
     if not self.far:
       return
-    if "://" not in self.remote:
+    if not files.remote(self.remote):
       raise ValueError(
         f"--remote is {self.remote!r}: the workdirs of {self.name} lie in a bucket, say gs://BUCKET/runs"
       )
@@ -75,10 +75,10 @@ class Backend:
     for config in configs:
       for data in getattr(config.data, "parts", (config.data,)):
         folder = getattr(data, "data_dir", "")
-        if folder and "://" not in folder and not os.path.isabs(folder) and not getattr(data, "rendered", False):
+        if folder and not files.remote(folder) and not os.path.isabs(folder) and not getattr(data, "rendered", False):
           raise ValueError(
             f"data_dir is {folder!r}, a folder beside this command, which {self.name} does not see: upload "
-            f"{folder}/{data.name}, and set data.data_dir, say to gs://BUCKET/data"
+            f"{os.path.join(folder, getattr(data, 'name', ''))}, and set data.data_dir, say to gs://BUCKET/data"
           )
       topology = self.topology or config.topology
       if not topology:

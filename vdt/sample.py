@@ -112,7 +112,7 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   imported, texts = alone(config, workdir), ask.texts()
   count = ask.count if texts is None else len(texts)
   if distributed.first():
-    claim(folder, count, [ask.video, ask.given])
+    claim(folder, count, [ask.video, ask.given, ask.image, ask.audio])
   mesh, network, params, step = load(config, workdir, ask.step, ask.ema, data=not imported)
   config = dataclasses.replace(config, sampler=ask.sampler(config))
   config.check()
