@@ -2,7 +2,8 @@ r"""Prompts to videos: a coloured shape drifts in a direction, as its caption sa
 
   vdt train --config experiments/text_bouncing.py:demo --workdir runs/text
   vdt sample --workdir runs/text --prompt "a red ring moves fast to the left" --guidance 3
-  vdt sweep --config experiments/text_bouncing.py:demo --workdir runs/text_seeds
+  vdt sweep --config experiments/text_bouncing.py:demo --workdir runs/text_seeds --workers 2
+  vdt evaluate --workdir runs/text_seeds/ARM --json experiments/results/text_bouncing/seed_N.json
 
 Six colours, four shapes and four directions; captions of the split combinatorial have a pair of colour and direction,
 or of colour and shape, that no training clip has. Captions are read by a tokenizer trained on them, and by a small T5
