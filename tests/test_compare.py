@@ -79,6 +79,21 @@ def test_between_evals(tmp_path):
   assert not any(metric.startswith("late") for metric, _ in rows) and "some of late" in page
 
 
+def test_each_arm_with_its_own_base(tmp_path, capsys):
+  """Arms of 64 clips with the plain one of 64, of 512 with that of 512; what no pattern fits is not compared."""
+  shifts = {"plain-64": 0.0, "new-64": 1.0, "plain-512": 5.0, "new-512": 5.5, "odd": 9.0}
+  folder = sweep(tmp_path / "s", {name: {"shift": shift} for name, shift in shifts.items()})
+  rows, page = effects(folder, "--base=*-64:plain-64", "--base=*-512:plain-512")
+  found = {arm: (row["against"], float(row["mean"])) for (metric, arm), row in rows.items() if metric == "train/loss"}
+  assert found == {"new-64": ("plain-64", pytest.approx(1.0)), "new-512": ("plain-512", pytest.approx(0.5))}
+  assert "new-64 against plain-64; new-512 against plain-512" in page and "odd" not in page
+  first = (folder / "effects.md").read_text().splitlines()[0]
+  assert first == "| metric | plain-64 | new-64 | plain-512 | new-512 |"
+  with pytest.raises(SystemExit):
+    effects(folder, "--base=*-128:plain-64")
+  assert "no other arm is called like '*-128'; there are plain-64, new-64" in capsys.readouterr().err
+
+
 def test_two_sweeps_stay_two(tmp_path):
   one, two = sweep(tmp_path / "one", {"base": {}}), sweep(tmp_path / "two", {"base": {"shift": 1.0}})
   cli.main(["compare", str(one), str(two), f"--out={tmp_path}"])

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = {"train", "sample", "evaluate", "report", "plan", "sweep", "launch", "compare"}
+PROGRAMS = {"train", "sample", "evaluate", "report", "plan", "sweep", "launch", "compare", "arms"}
 PROGRAMS |= {"export", "importer", "weights", "parity", "stablehlo", "encoder", "reconstruction", "autoencoder"}
 PROGRAMS |= {"encode", "show", "space", "conditions", "request", "text_encoder", "text_layouts", "captions"}
 BASE = {

@@ -44,6 +44,11 @@ class Job:
   halving: dict[str, Any] | None = None
   cwd: str = dataclasses.field(default_factory=os.getcwd)
 
+  @property
+  def workdir(self) -> str:
+    """Where its run lies, if its command says so."""
+    return next((word.partition("=")[2] for word in reversed(self.command) if word.startswith("--workdir=")), "")
+
   def write(self, folder: Path) -> None:
     new = folder / "job.json.new"
     new.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")

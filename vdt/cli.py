@@ -344,7 +344,10 @@ def cancel(rest: list[str]) -> None:
 
 def compare(rest: list[str]) -> None:
   values = flags.FlagValues()
-  flags.DEFINE_string("base", None, "the arm that others are compared with (default: the first)", flag_values=values)
+  text = (
+    "the arm that others are compared with (default: the first), or PATTERN:ARM for those so called; may be repeated"
+  )
+  flags.DEFINE_multi_string("base", [], text, flag_values=values)
   kinds = ["steps", "flops", "hours", "share"]
   flags.DEFINE_enum("align", "steps", kinds, "at equal what; share: each at its own end", flag_values=values)
   flags.DEFINE_string("out", None, "folder for the page and the tables (default: the first one)", flag_values=values)
@@ -354,20 +357,28 @@ def compare(rest: list[str]) -> None:
   flags.DEFINE_boolean("evaluated", False, text, flag_values=values)
   named = folders(rest, values)
   from vdt import compare as program
+  from vdt import workdirs
 
-  named = list(dict.fromkeys(folder.resolve() for folder in named))
-  out = pathlib.Path(values.out or named[0])
+  named = list(dict.fromkeys(workdirs.absolute(str(folder)) for folder in named))
+  out = workdirs.absolute(values.out or str(named[0]))
   program.run(named, values.base, values.align, out, tuple(values.allow), values.evaluated)
 
 
-def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[pathlib.Path]:
-  """The folders that a command line names, with its flags taken by `values`. ValueError if there are none."""
+def folders(rest: list[str], values: flags.FlagValues | None = None) -> list[Any]:
+  """The folders that a command line names, here or in buckets, with its flags taken by `values`.
+
+  ValueError if there are none.
+  """
+  from etils import epath
+
+  from vdt import files
+
   values = flags.FlagValues() if values is None else values
   if any(flag.lstrip("-") in ("help", "h") for flag in rest):
     print("  DIR ...: folders of sweeps, or workdirs of runs")
     print(values.get_help())
     sys.exit(0)
-  named = [pathlib.Path(each) for each in values(["vdt", *rest])[1:]]
+  named = [epath.Path(each) if files.remote(each) else pathlib.Path(each) for each in values(["vdt", *rest])[1:]]
   if not named or (missing := [str(each) for each in named if not each.is_dir()]):
     raise ValueError(f"no folder {missing[0]}" if named else "name a folder: that of a sweep, or a run's workdir")
   return named

@@ -3,187 +3,45 @@
 import csv
 import functools
 import io
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import jinja2
 import matplotlib
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 
-from vdt import attempts, ledger, paired, sweep, workdirs
+from vdt import ledger, paired
+from vdt.arms import ALIGNMENTS, Arms, Run, effects, load, unlike
 from vdt.config import differences
-from vdt.evaluate import CARDS, EVALUATION, flat
 from vdt.report import embed
-from vdt.writer import read_rows
 
-ALIGNMENTS = {
-  "steps": "steps",
-  "flops": "FLOPs of the model, forward and backward",
-  "hours": "hours in steps",
-  "share": "of its own steps",
-}
-LOGGED = ("loss", "grad_norm")
-LAST = 20  # logged steps of which training's own columns are the mean
-SHOWN = 6
+SHOWN = 6  # videos of a task
+ACROSS = 4  # pictures beside one another
 REPEATS = ("seed", "data.seed")
 matplotlib.use("Agg")
 
 
-class Run(NamedTuple):
-  """One run of an arm: its config as config.json has it, its rows of metrics, where each step is along an axis, and the
-  cards of its evals."""
-
-  arm: str
-  seed: int | None
-  folder: Path
-  config: dict[str, Any]
-  sources: str
-  rows: list[dict[str, Any]]
-  where: dict[int, float]
-  cards: dict[str, dict[str, Any]] = {}
-
-  @property
-  def end(self) -> float:
-    return float(max(self.where.values()))
-
-  def values(self, budget: float) -> dict[str, float]:
-    """Each column at `budget`, linearly between the evals around it; training's own are means of the rows before it.
-
-    A column that is only there for later steps is left out.
-    """
-    logged = [row for row in self.rows if "loss" in row and self.at(row["step"]) <= budget * (1 + 1e-9)][-LAST:]
-    found = {f"train/{name}": float(np.mean([row[name] for row in logged])) for name in LOGGED if logged}
-    for name in dict.fromkeys(name for row in self.rows for name in row if "/" in name):
-      x, y = series(self, name)
-      if x[0] <= budget * (1 + 1e-9):
-        found[name] = float(np.interp(budget, x, y))
-    return found
-
-  def at(self, step: int) -> float:
-    steps = list(self.where)
-    return float(np.interp(step, steps, [self.where[each] for each in steps]))
-
-
-def load(folders: list[Path], align: str, evaluated: bool = False) -> tuple[list[Run], list[str]]:
-  """The finished runs in sweeps' folders and runs' workdirs, and what was left out, with the reason.
-
-  evaluated: with the figures of `vdt evaluate` in the place of those of training.
-  """
-  runs, left = [], []
-  for folder in folders:
-    alike = [each.name for each in folders].count(folder.name) > 1
-    arms = [{"name": str(folder) if alike else folder.name, "seed": None, "folder": "."}]
-    if (folder / sweep.NAME).exists():
-      prefix = f"{folder.name}/" * (len(folders) > 1)
-      arms = [{**arm, "name": prefix + arm["name"]} for arm in sweep.read(folder)]
-    for arm in arms:
-      where = folder / arm["folder"]
-      job = (where / "job.json").exists()
-      if job and (state := attempts.state(where)) != attempts.DONE:
-        left.append(f"{arm['name']}, seed {arm['seed']}: {state}")
-        continue
-      content, rows = workdirs.read(str(where)), read_rows(str(where))
-      config, sources = content["config"], content["environment"].get("sources", "")
-      logged = [row for row in rows if "loss" in row]
-      if not logged or logged[-1]["step"] < config["steps"]:
-        left.append(f"{where.name}: at step {logged[-1]['step'] if logged else 0} of {config['steps']}")
-        continue
-      cards = json.loads((where / CARDS).read_text()) if (where / CARDS).exists() else {}
-      if evaluated:
-        if not (where / EVALUATION).exists():
-          left.append(f"{where.name}: not evaluated, run vdt evaluate --workdir {where}")
-          continue
-        rows, cards = figures(logged, where / EVALUATION)
-      runs.append(Run(arm["name"], arm["seed"], where, config, sources, rows, axis(logged, align), cards))
-  return runs, left
-
-
-def figures(logged: list[dict[str, Any]], path: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-  """Rows with the figures of an evaluation, and its cards. ValueError for a damaged file."""
-  try:
-    found = json.loads(path.read_text())
-    row, cards = {"step": found["step"], **flat(found["tables"])}, found["cards"]
-  except (ValueError, LookupError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path} is damaged ({error}): run vdt evaluate again") from error
-  return [*({name: value for name, value in row.items() if "/" not in name} for row in logged), row], cards
-
-
-def axis(rows: list[dict[str, Any]], align: str) -> dict[int, float]:
-  """Step to steps, FLOPs, hours spent in steps, or its share of all, from logged rows."""
-  found, hours, before = {0: 0.0}, 0.0, 0
-  for row in rows:
-    hours += row["step_time"] * (row["step"] - before) / 3600
-    before = row["step"]
-    flops = row["step"] * row["step_time"] * row["flops_per_second"]
-    share = row["step"] / rows[-1]["step"]
-    found[row["step"]] = {"steps": row["step"], "flops": flops, "hours": hours, "share": share}[align]
-  return found
-
-
-class Arms(NamedTuple):
-  """Values of all runs at one budget: `values[arm]` is a list of (seed, column to value), in the order of the runs."""
-
-  base: str
-  budget: float
-  values: dict[str, list[tuple[int | None, dict[str, float]]]]
-
-  @classmethod
-  def of(cls, runs: list[Run], base: str | None) -> "Arms":
-    """ValueError if no run is of the base arm, or there is only one arm."""
-    names = list(dict.fromkeys(run.arm for run in runs))
-    base = base or names[0]
-    if base not in names or len(names) < 2:
-      raise ValueError(
-        f"{base!r} is not among the finished runs: {', '.join(names)}"
-        if base not in names
-        else f"there is one finished run, {base}: name another one beside it"
-      )
-    budget = min(run.end for run in runs)
-    return cls(
-      base, budget, {name: [(run.seed, run.values(budget)) for run in runs if run.arm == name] for name in names}
-    )
-
-  def columns(self) -> list[str]:
-    """What every run has and not all have alike: controls on real clips, say, are the same in all."""
-    each = [values for runs in self.values.values() for _, values in runs]
-    common = [name for name in each[0] if all(name in values for values in each)]
-    return [name for name in common if len({values[name] for values in each}) > 1]
-
-  def common(self, arm: str) -> list[int]:
-    """The seeds that the base and the arm have both."""
-    other = [seed for seed, _ in self.values[arm]]
-    return [seed for seed, _ in self.values[self.base] if seed is not None and seed in other]
-
-  def pairs(self, arm: str, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The base's values and the arm's, by seed; by place, where they have no seed in common."""
-    base, other = self.values[self.base], self.values[arm]
-    if common := self.common(arm):
-      pick = lambda runs: [dict(runs)[seed][column] for seed in common]
-    else:
-      count = min(len(base), len(other))
-      pick = lambda runs: [values[column] for _, values in runs[:count]]
-    return np.array(pick(base), float), np.array(pick(other), float)
-
-  @property
-  def others(self) -> list[str]:
-    return [name for name in self.values if name != self.base]
-
-
 def run(
-  folders: list[Path], base: str | None, align: str, out: Path, allowed: tuple[str, ...] = (), evaluated: bool = False
+  folders: list[epath.Path],
+  bases: list[str],
+  align: str,
+  out: epath.Path,
+  allowed: tuple[str, ...] = (),
+  evaluated: bool = False,
 ) -> None:
   """`vdt compare`: writes compare.html, effects.csv, effects.md and values.csv to `out`, and prints the page's path.
 
   The first arm is the base where none is named. All are compared at the largest budget that all of them have.
-  allowed: lines of cards in which evaluations may differ. evaluated: see `load`. ValueError for less than two finished
-  arms, and for figures whose cards differ otherwise.
+  bases: see `vdt.arms.against`. allowed: lines of cards in which evaluations may differ. evaluated: see
+  `vdt.arms.load`. ValueError for less than two finished arms, and for figures whose cards differ otherwise.
   """
   runs, left = load(folders, align, evaluated)
   if not runs:
     raise ValueError(f"no finished run in {', '.join(map(str, folders))}: {'; '.join(left) or 'nothing there'}")
-  arms = Arms.of(runs, base)
+  arms = Arms.of(runs, bases)
+  runs = [run for run in runs if run.arm in arms.values]
   lines = {line for run in runs for card in run.cards.values() for line in card}
   if unknown := {*allowed} - lines:
     raise ValueError(f"--allow {min(unknown)!r} is no line of a card; there are: {', '.join(sorted(lines)) or 'none'}")
@@ -207,36 +65,6 @@ def run(
   print(out / "compare.html")
 
 
-def unlike(runs: list[Run], allowed: tuple[str, ...] = ()) -> dict[str, str]:
-  """Lines, but for `allowed`, in which the runs' evaluations were made differently, as "EVAL, LINE", and their values.
-
-  An eval that some runs have no card of is unlike as a whole, under its own name.
-  """
-  cards, found = [run.cards for run in runs], {}
-  for name in dict.fromkeys(name for card in cards for name in card):
-    if without := list(dict.fromkeys(run.arm for run in runs if name not in run.cards)):
-      found[name] = f"only {', '.join(dict.fromkeys(run.arm for run in runs if name in run.cards))} has it"
-      found[name] += f", {', '.join(without)} has not"
-      continue
-    for line in dict.fromkeys(line for card in cards for line in card[name]):
-      values = {json.dumps(card[name].get(line)): run.arm for run, card in zip(runs, cards)}
-      if len(values) > 1 and line not in allowed:
-        found[f"{name}, {line}"] = " against ".join(f"{value} ({arm})" for value, arm in values.items())
-  return found
-
-
-def effects(arms: Arms) -> list[dict[str, Any]]:
-  """A row for each column and arm."""
-  rows = []
-  for column in arms.columns():
-    for arm in arms.others:
-      base, other = arms.pairs(arm, column)
-      effect = paired.compare(base, other)
-      means = {"base": float(base.mean()), "value": float(other.mean())}
-      rows.append({"metric": column, "arm": arm, **means, **effect._asdict(), "differs": effect.differs})
-  return rows
-
-
 def to_csv(rows: list[dict[str, Any]]) -> str:
   text = io.StringIO()
   writer = csv.DictWriter(text, list(rows[0]) if rows else [])
@@ -254,12 +82,15 @@ def values_csv(arms: Arms) -> str:
 
 def markdown(arms: Arms, rows: list[dict[str, Any]]) -> str:
   """The table of effects, but for single noise levels."""
-  lines = [f"| metric | {arms.base} | {' | '.join(arms.others)} |", "|---" * (2 + len(arms.others)) + "|"]
+  names = [name for base, others in arms.groups.items() for name in (base, *others)]
+  lines = [f"| metric | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
   for column in arms.columns():
     if "/t=" not in column:
-      found = [row for row in rows if row["metric"] == column]
-      cells = [f"{row['value']:.4g}: {cell(row)}" for row in found]
-      lines.append(f"| {column} | {found[0]['base']:.4g} | {' | '.join(cells)} |")
+      found, cells = [row for row in rows if row["metric"] == column], []
+      for base in arms.groups:
+        ours = [row for row in found if row["against"] == base]
+        cells += [f"{ours[0]['base']:.4g}", *(f"{row['value']:.4g}: {cell(row)}" for row in ours)]
+      lines.append(f"| {column} | {' | '.join(cells)} |")
   return "\n".join(lines) + "\n"
 
 
@@ -274,10 +105,11 @@ def cell(row: dict[str, Any]) -> str:
 def page(runs: list[Run], left: list[str], arms: Arms, rows: list[dict[str, Any]], align: str) -> str:
   """compare.html, which opens offline; rows: those of `effects`, left: what was left out, and why."""
   by_column = {column: [row for row in rows if row["metric"] == column] for column in arms.columns()}
-  groups: dict[str, dict] = {}
+  groups: dict[str, dict[str, list]] = {}
   for column, found in by_column.items():
     if "/t=" not in column:
       groups.setdefault(column.split("/")[0], {})[column.partition("/")[2]] = found
+  every = [row for group in groups.values() for found in group.values() for row in found]
   template = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("compare.html.j2")
   return template.render(
     arms=arms,
@@ -286,11 +118,12 @@ def page(runs: list[Run], left: list[str], arms: Arms, rows: list[dict[str, Any]
     counts={name: [str(seed) for seed, _ in found] for name, found in arms.values.items()},
     left=left,
     groups=groups,
-    count=sum(row["pairs"] > 1 for group in groups.values() for found in group.values() for row in found),
-    unpaired=[name for name in arms.others if not arms.common(name)],
+    pictures={name: intervals(arms, group) for name, group in groups.items()},
+    count=sum(row["pairs"] > 1 for row in every),
+    unpaired=[name for name in arms.base if not arms.common(name)],
     sources=sorted({run.sources for run in runs}),
-    differ=sum(row["differs"] for group in groups.values() for each in group.values() for row in each),
-    bins=bins(arms, by_column),
+    differ=sum(row["differs"] for row in every),
+    bins=bins(by_column),
     curves=curves(runs, align),
     videos=videos(runs),
     costs=costs(runs),
@@ -316,8 +149,39 @@ def lookup(config: dict[str, Any], field: str) -> Any:
   return value if value != {} else ""
 
 
-def bins(arms: Arms, by_column: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, tuple]]]:
-  """Eval and task to arm to noise level to (change relative to the base, whether it differs, its colour)."""
+def intervals(arms: Arms, group: dict[str, list[dict[str, Any]]]) -> str:
+  """Each metric's effects as one picture: a base's mean, and its arms' on the side of it with the interval; bold where
+  the base is left out. group: metric to rows of `effects`."""
+  across, names = min(len(group), ACROSS), [name for base, ours in arms.groups.items() for name in (base, *ours)]
+  down, height = math.ceil(len(group) / across), 1.0 + 0.26 * len(names)
+  figure = Figure(figsize=(3.2 * across + 1.2, height * down), layout="constrained")
+  plots = figure.subplots(down, across, squeeze=False, sharey=True)
+  for plot, (metric, rows) in zip(plots.flat, group.items()):
+    for row in rows:
+      base, place = names.index(row["against"]), names.index(row["arm"])
+      plot.plot([row["base"]] * 2, [base, place], color="0.6", lw=0.8, ls=":")
+      plot.plot(row["base"], base, "o", color="0.3", ms=4)
+      wide = 0.0 if row["pairs"] == 1 else (row["high"] - row["low"]) / 2
+      colour, width = ("C3", 2.4) if row["differs"] else ("C0", 1.2)
+      plot.errorbar(row["base"] + row["mean"], place, xerr=wide, fmt="o", color=colour, ms=4, lw=width)
+    plot.set(title=metric, yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    plot.title.set_size(9)
+    plot.tick_params(labelsize=8)
+    plot.locator_params(axis="x", nbins=4)
+    plot.grid(axis="x", alpha=0.2)
+  for plot in plots.flat[len(group) :]:
+    plot.set_axis_off()
+  return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="svg")
+  return embed(buffer.getvalue(), "svg+xml")
+
+
+def bins(by_column: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, tuple]]]:
+  """Eval and task to arm to noise level to (change relative to its base, whether it differs, its colour)."""
   found: dict[str, dict[str, dict[str, tuple]]] = {}
   for column, rows in by_column.items():
     table, _, level = column.rpartition("/t=")
@@ -337,7 +201,7 @@ def curves(runs: list[Run], align: str) -> str:
   figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
   for plot, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
     for arm in dict.fromkeys(run.arm for run in runs):
-      lines = [smooth(*series(run, name)) for run in runs if run.arm == arm]
+      lines = [smooth(*run.series(name)) for run in runs if run.arm == arm]
       length = min(len(x) for x, _ in lines)
       x, y = lines[0][0][:length], np.array([values[:length] for _, values in lines])
       (line,) = plot.plot(x, y.mean(0), label=arm, lw=1.2)
@@ -346,15 +210,7 @@ def curves(runs: list[Run], align: str) -> str:
     plot.set(title=name, xlabel=ALIGNMENTS[align], yscale="log")
     plot.grid(alpha=0.2)
   plot.legend(fontsize=8)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="svg")
-  return embed(buffer.getvalue(), "svg+xml")
-
-
-def series(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Where along the axis a column has values, and which."""
-  rows = [row for row in run.rows if name in row]
-  return np.array([run.at(row["step"]) for row in rows]), np.array([row[name] for row in rows], float)
+  return svg(figure)
 
 
 def smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
