@@ -161,11 +161,15 @@ class Several:
     return [name for name in first if all(name in other for other in others)]
 
   def fingerprint(self) -> str:
+    """Of one data set alone, as of held-out splits, its own."""
     parts = [part.fingerprint() for part in self.members]
+    if len(parts) == 1:
+      return parts[0]
     return hashlib.sha256(repr((parts, self.turns.each.tolist())).encode()).hexdigest()[:16]
 
   def rule(self) -> dict[str, Any]:
-    return {"parts": [part.rule() for part in self.members], "shares": self.turns.shares.tolist()}
+    parts = [part.rule() for part in self.members]
+    return parts[0] if len(parts) == 1 else {"parts": parts, "shares": self.turns.shares.tolist()}
 
   def fps(self) -> float:
     return self.members[0].fps()

@@ -44,8 +44,8 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], vocabulary: int) -> bytes:
-  """A model of at most `vocabulary` pieces (byte pairs, arXiv:1508.07909), the same for the same texts; for letters
-  that are not in them there are bytes.
+  """A model of at most `vocabulary` pieces (byte pairs, arXiv:1508.07909), the same for the same texts; capitals are
+  read as small letters, and for letters that are not in the texts there are bytes.
 
   ValueError where there is no text, or where so many pieces cannot hold the bytes.
   """
@@ -62,6 +62,7 @@ def train(texts: Iterable[str], vocabulary: int) -> bytes:
       hard_vocab_limit=False,
       byte_fallback=True,
       character_coverage=1.0,
+      normalization_rule_name="nmt_nfkc_cf",
       num_threads=1,
       pad_id=PADDING,
       eos_id=END,

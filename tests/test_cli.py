@@ -62,11 +62,12 @@ def fails(capsys, *argv):
     ({"diffusion.shift": 0}, "shift is above 0"),
     ({"sampler.churn": -1}, "sampler.churn is -1.0"),
     ({"profile": "5"}, 'write it as "FIRST:LAST"'),
-    ({"init_from": "/nowhere"}, "no checkpoints at /nowhere"),
+    ({"init_from": "/nowhere"}, "init_from /nowhere: no checkpoints at /nowhere"),
   ],
 )
 def test_a_bad_config_is_named(capsys, tmp_path, data_dir, fields, message):
-  assert message in fails(capsys, "train", *flags(data_dir, tmp_path, **fields))
+  assert message in fails(capsys, "train", *flags(data_dir, tmp_path / "run", **fields))
+  assert not (tmp_path / "run").exists()
 
 
 def test_bad_flags(capsys, tmp_path):

@@ -23,7 +23,7 @@ def run(folder, seed=None, steps=100, flops=1.0, rate=1.0, shift=0.0, evals=("lo
       held_out = {f"loss/generation/{name}": step + shift for name in ("t=0.25", "t=0.75", "mean")}
       rows.append({"step": step, **held_out, "loss/generation/real": 7.0})
   if "late" in evals:
-    rows.append({"step": steps, "late/score/samples": 1.0 + shift})
+    rows.append({"step": steps, "late/score/samples": 1.0 + shift, "late/score/memorised": 3.0 + (seed or 0)})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   return folder
 
@@ -51,7 +51,7 @@ def test_effects_and_page(tmp_path):
   assert float(row["mean"]) == pytest.approx(0.5) and row["differs"] == "True" and row["pairs"] == "3"
   assert float(row["high"]) - float(row["low"]) < 1e-6
   assert float(rows["late/score/samples", "more"]["mean"]) == pytest.approx(0.5)
-  assert not any("real" in metric for metric, _ in rows)
+  assert not any("real" in metric or "memorised" in metric for metric, _ in rows)
   assert "model.depth" in page and "t=0.75" in page and "data:image/svg+xml" in page and 'src="http' not in page
   assert "nan" not in page
 

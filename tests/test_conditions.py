@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,8 +178,8 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
   [
     (["--guidance=sound=2"], "this model has label, fps, size, text"),
     (["--guidance=much"], "a number, or NAME=NUMBER"),
-    (["--prompt=a", "--prompts=b"], "name one of them"),
-    (["--prompts=nowhere.txt"], "nowhere.txt cannot be read"),
+    (["--prompt=a", "--prompts=A"], "name one of them"),
+    (["--prompts=nowhere.txt"], "--prompts nowhere.txt is not there"),
     (["--guidance=2,text=3,4"], "says a scale twice"),
     (["--fps=0"], "--fps 0.0: 0.01 to 1000"),
     (["--fps=inf"], "--fps inf: 0.01 to 1000"),
@@ -187,7 +188,9 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
     (["--keyframes=0"], "write NUMBER:FILE"),
     (["--keyframes=4:A"], "a video has the frames 0 to 3"),
     (["--keyframes=0:A", "--image=A"], "gives frame 0, which is given already"),
-    (["--image=nowhere.png"], "nowhere.png"),
+    (["--image=nowhere.png"], "--image nowhere.png is not there"),
+    (["--keyframes=0:A,2:gone.png"], "--keyframes gone.png is not there"),
+    (["--video=C", "--mask=B"], "b.png is light all over"),
     (["--image=A", "--task=prediction"], "leave out --given, --task"),
     (["--mask=A"], "--mask is of a --video"),
     (["--video=A", "--given_frames=4"], "has 1 frames, 4 are asked for"),
@@ -202,8 +205,10 @@ def test_the_command_line_takes_any_combination(run, data_dir, tmp_path, capsys)
 )
 def test_what_cannot_be_asked_is_named(run, tmp_path, capsys, asked, message):
   cv2.imwrite(str(tmp_path / "a.png"), np.full((16, 16, 3), 40, np.uint8))
+  cv2.imwrite(str(tmp_path / "b.png"), np.full((16, 16, 3), 200, np.uint8))
   np.save(tmp_path / "c.npy", np.full((4, 16, 16, 3), 90, np.uint8))
-  asked = [flag.replace("=C", f"={tmp_path / 'c.npy'}").replace("A", str(tmp_path / "a.png")) for flag in asked]
+  names = {"A": "a.png", "B": "b.png", "C": "c.npy"}
+  asked = [re.sub(r"\b[ABC]\b", lambda found: str(tmp_path / names[found[0]]), flag) for flag in asked]
   assert message in fails(capsys, "sample", f"--workdir={run}", f"--out={tmp_path}", "--count=1", *asked)
 
 

@@ -142,10 +142,10 @@ class Arms(NamedTuple):
     )
 
   def columns(self) -> list[str]:
-    """What every run has and not all have alike: controls on real clips, say, are the same in all."""
+    """What every run has, and some arm has otherwise than its base: controls on real clips, say, are alike in all."""
     each = [values for runs in self.values.values() for _, values in runs]
     common = [name for name in each[0] if all(name in values for values in each)]
-    return [name for name in common if len({values[name] for values in each}) > 1]
+    return [name for name in common if any(np.not_equal(*self.pairs(arm, name)).any() for arm in self.base)]
 
   def common(self, arm: str) -> list[int]:
     """The seeds that an arm and its base have both."""

@@ -186,20 +186,26 @@ def check_same(found: dict, wanted: dict, name: str) -> None:
       )
 
 
+@contextlib.contextmanager
+def origin(workdir: str) -> Iterator[tuple[Checkpointer, int]]:
+  """The checkpoints of the run that another one starts from, and the newest step. Errors as `init_from`."""
+  try:
+    with Checkpointer(workdir, create=False) as checkpoints:
+      yield checkpoints, checkpoints.there(None)
+  except (ValueError, FileNotFoundError) as error:
+    reason = str(error).rpartition(": ")[0]
+    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+    raise kind(f"init_from {workdir}: {reason}; name a run that has a whole checkpoint") from error
+
+
 def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   """`params` with every array that the average weights of the run in `workdir` hold in the same shape, and a report.
 
   The report names what matched, what stays new (missing there, or of another shape) and what was not used.
   FileNotFoundError if it is not there; ValueError if nothing matches, or it cannot be read. Nothing there is changed.
   """
-  try:
-    with Checkpointer(workdir, create=False) as checkpoints:
-      step = checkpoints.there(None)
-      saved = checkpoints.arrays(step, ("ema",))["ema"]
-  except (ValueError, FileNotFoundError) as error:
-    reason = str(error).rpartition(": ")[0]
-    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-    raise kind(f"init_from {workdir}: {reason}; name a run that has a whole checkpoint") from error
+  with origin(workdir) as (checkpoints, step):
+    saved = checkpoints.arrays(step, ("ema",))["ema"]
   theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
   ours = shapes(params)
   matched = {path for path in ours if path in theirs and theirs[path].shape == ours[path]}

@@ -113,7 +113,7 @@ def page(runs: list[Run], left: list[str], arms: Arms, rows: list[dict[str, Any]
   template = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("compare.html.j2")
   return template.render(
     arms=arms,
-    budget=f"{arms.budget:.4g} {ALIGNMENTS[align]}",
+    budget="the end of each" if align == "share" else f"{arms.budget:.4g} {ALIGNMENTS[align]}",
     changes=changes(runs),
     counts={name: [str(seed) for seed, _ in found] for name, found in arms.values.items()},
     left=left,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
@@ -117,10 +118,14 @@ def rows(count: int) -> int:
   return -(-count // parts) * parts
 
 
-def in_chunks(function: Callable[..., jax.Array], inputs: tuple, chunk: int = CHUNK) -> np.ndarray:
-  """`function` of `inputs`, `chunk` rows of them at a time, over the data x fsdp of the mesh; rows are independent."""
+def in_chunks(function: Callable[..., jax.Array], inputs: tuple, chunk: int = CHUNK, title: str = "") -> np.ndarray:
+  """`function` of `inputs`, `chunk` rows of them at a time, over the data x fsdp of the mesh; rows are independent.
+
+  title: of a bar on a terminal, where there are several chunks.
+  """
   count, chunk, out = len(jax.tree.leaves(inputs)[0]), rows(chunk), []
-  for begin in range(0, count, chunk):
+  quiet = None if title and count > chunk and first() else True
+  for begin in tqdm.trange(0, count, chunk, desc=title, leave=False, disable=quiet):
     index = np.minimum(np.arange(begin, begin + chunk), count - 1)  # the last one is repeated to fill a chunk
     part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], inputs)
     out.append(gather(function(*spread(part))))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,18 @@ class Request:
     for name in ("given", "image", "keyframes", "video", "mask", "prompts", "audio", "guidance"):
       if getattr(self, name) == "":
         raise ValueError(f"--{name} is empty: say what, or leave it out")
+    for name, path in self.files():
+      if not epath.Path(path).exists():
+        raise FileNotFoundError(f"--{name} {path} is not there: name a file that is")
+
+  def files(self) -> Iterator[tuple[str, str]]:
+    """Flags and the files that they name, of --keyframes each by itself."""
+    for name in ("given", "image", "video", "mask", "prompts", "audio"):
+      if path := getattr(self, name):
+        yield name, path
+    for part in self.keyframes.split(",") if self.keyframes else ():
+      if path := part.strip().partition(":")[2]:
+        yield "keyframes", path
 
   def texts(self) -> list[str] | None:
     """The prompt of each video; None: those of held-out clips. FileNotFoundError or ValueError for a bad file."""
@@ -196,6 +209,8 @@ def placed(config: Config, ask: Request, count: int) -> Placed:
     if hole.shape[1:3] != tuple(clips.size):
       raise ValueError(f"--mask is {hole.shape[1:3]}, the model makes {tuple(clips.size)}: resize it")
     mask *= hole.mean(-1, keepdims=True) < 128
+    if not mask.any():
+      raise ValueError(f"--mask {ask.mask} is light all over: what is dark is kept of --video, and nothing is")
   if clips is not config.data:  # a latent sees its neighbours, so that these are the nearest there are
     clip = clip[where[np.abs(np.arange(len(clip))[:, None] - where).argmin(1)]]
   return np.repeat(clip[None], count, axis=0), np.repeat(mask[None], count, axis=0)

@@ -89,7 +89,9 @@ def generate(
     )
   keys = jax.vmap(partial(jax.random.fold_in, given_plans.keys(seed)[1]))(np.arange(len(clips)))
   inputs = (jax.random.key_data(keys), np.asarray(clips, np.float32), {**cond, "given": given})
-  made = in_chunks(partial(make, network.apply, config.diffusion, config.sampler, paste, params), inputs)
+  made = in_chunks(
+    partial(make, network.apply, config.diffusion, config.sampler, paste, params), inputs, title="sampling"
+  )
   return np.clip(made, -1.0, 1.0) if config.model.channels == 3 else made
 
 
@@ -112,7 +114,7 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   imported, texts = alone(config, workdir), ask.texts()
   count = ask.count if texts is None else len(texts)
   if distributed.first():
-    claim(folder, count, [ask.video, ask.given, ask.image, ask.audio])
+    claim(folder, count, [path for _, path in ask.files()])
   mesh, network, params, step = load(config, workdir, ask.step, ask.ema, data=not imported)
   config = dataclasses.replace(config, sampler=ask.sampler(config))
   config.check()
@@ -224,7 +226,7 @@ def names(count: int) -> list[str]:
   return [f"{number:04d}.{kind}" for number in range(count) for kind in ("mp4", "webp")]
 
 
-def claim(folder: epath.Path, count: int, inputs: list[str | None]) -> None:
+def claim(folder: epath.Path, count: int, inputs: list[str]) -> None:
   """Makes `folder` ready for so many videos. ValueError where a file of such a name is there that no command like this
   made, or is an input, OSError where it cannot be written."""
   try:
@@ -234,7 +236,7 @@ def claim(folder: epath.Path, count: int, inputs: list[str | None]) -> None:
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
   there, ours = {path.name for path in folder.iterdir()}, listed(folder)
-  own = {workdirs.absolute(path) for path in inputs if path}
+  own = {workdirs.absolute(path) for path in inputs}
   for name in names(count):
     if name in there and name not in ours:
       raise ValueError(f"{folder} holds {name}, which no vdt sample made: move it, or name another --out")

@@ -36,6 +36,9 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   with Stop() as stop:
     mesh, network = config.build()
     agree(config)
+    if config.init_from and not workdirs.saved(workdirs.absolute(workdir)):
+      with checkpoint.origin(config.init_from):  # before anything is made in workdir
+        pass
     for line in config.data.census() if hasattr(config.data, "census") and distributed.first() else ():
       print(line, file=sys.stderr)
     between = space.of(config)

@@ -83,6 +83,8 @@ def test_a_mixture_has_its_shares_and_reads_each_part_in_its_own_order(parts):
   held_out = dataclasses.replace(mixture, split="test")
   np.testing.assert_array_equal(held_out.batch(0)["id"][:8], dataclasses.replace(balls, split="test").batch(0)["id"])
   assert mixture.fingerprint() != dataclasses.replace(mixture, weights=(0.5, 0.5)).fingerprint()
+  held_out, own = (dataclasses.replace(each, split="test") for each in (mixture, mixture.parts[0]))
+  assert (held_out.fingerprint(), held_out.rule()) == (own.fingerprint(), own.rule()), "its figures are ranked beside"
 
 
 def test_each_record_is_counted_once_whatever_the_shares(parts):
