@@ -20,7 +20,7 @@ from test_cli import fails
 
 from data_pipelines.reading import Reader, captioned
 from data_pipelines.tokenizer import Pieces
-from vdt import checkpoint, cli, conditions, evaluate, plan, sample
+from vdt import checkpoint, cli, command_line, conditions, evaluate, plan, sample
 from vdt.captions import Frozen
 from vdt.conditions import Conditions
 from vdt.config import Mesh
@@ -48,7 +48,7 @@ def fields(data_dir, *more):
 
 
 def parsed(data_dir, *more):
-  return cli.parse(fields(data_dir, *more), cli.flags.FlagValues())[0]
+  return command_line.parse(fields(data_dir, *more), cli.flags.FlagValues())[0]
 
 
 def hugging_face(folder, seed=0):

@@ -29,6 +29,7 @@ BASE = {
   "paired",
   "halving",
   "slurm",
+  "command_line",
   "torch_file",
 }
 ALLOWED = {  # part of the house: parts it may import

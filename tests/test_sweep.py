@@ -1,6 +1,7 @@
 """Sweeps: the arms that an experiment yields, which of them are one, and what becomes of them when processes die."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import short
 from xla import EXACT, FAST, devices
 
 from data_pipelines.clips import Clips
-from vdt import attempts, checkpoint, cli, conditions, sweep, train
+from vdt import attempts, checkpoint, cli, command_line, conditions, sweep, train
 from vdt.attempts import DONE, FAILED, LOST, PREEMPTED
 from vdt.diffusion import RectifiedFlow
 from vdt.sweep import BASE, Arm, chainit, product, seeds, vary, zipit
@@ -50,7 +51,7 @@ def write(tmp_path, data_dir, arms, extra=()):
 
   def resolve(changes):
     own = [f"--{name}={value}" for name, value in sweep.flags(changes).items()]
-    return cli.parse([*given, *own], cli.flags.FlagValues())
+    return command_line.parse([*given, *own], cli.flags.FlagValues())
 
   plans = sweep.write(tmp_path, sweep.lay(tmp_path, sweep.arms_of(arms), resolve, True))
   return [plan.folder for plan in plans]
@@ -120,7 +121,8 @@ def test_arms_of_one_seed_are_paired(data_dir):
   differences = [{"optimizer.lr": 1e-2}, {"model.pattern": (("joint",),), "model.width": 32}]
   for arm in chainit(product(differences, seeds(1)), seeds(1, first=1)):
     given = [f"--config={EXPERIMENT}", f"--config.data.data_dir={data_dir}"]
-    config, _ = cli.parse(given + [f"--{k}={v}" for k, v in sweep.flags(arm.changes).items()], cli.flags.FlagValues())
+    given += [f"--{name}={value}" for name, value in sweep.flags(arm.changes).items()]
+    config, _ = command_line.parse(given, cli.flags.FlagValues())
     config.diffusion = Seen()
     _, network = config.build()
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
@@ -266,6 +268,13 @@ def test_launch_status_logs_cancel(tmp_path, data_dir, capsys, monkeypatch):
   cli.main(command)
   until(lambda: attempts.state(run) == DONE)
   assert short.last_step(run) == stood + 10
+  (run / "job.json").unlink()  # as `vdt train` leaves a run
+  cli.main(["status", str(run)])
+  with open(run / ".lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    cli.main(["status", str(run)])
+  shown = capsys.readouterr().out
+  assert f"not running, step {stood + 10}, loss" in shown and f"trains now, step {stood + 10}, loss" in shown
 
 
 @pytest.mark.slow

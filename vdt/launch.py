@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vdt import attempts, files, gke, plan, slurm, sweep
+from vdt import attempts, files, gke, plan, slurm, sweep, workdirs
 from vdt.attempts import CANCELLED, DONE, FAILED, LOST, OVER, QUEUED, RUNNING, STOPPED, Job
 from vdt.config import Config, to_dict
 from vdt.sweep import Plan
@@ -210,7 +210,6 @@ def cancel(folder: Path) -> str:
 
 def line(folder: Path) -> str:
   """How a job stands, and why."""
-  rows = [row for row in read_rows(str(folder)) if "loss" in row]
   state = attempts.state(folder)
   starts = sum(each["what"] == "start" for each in attempts.notes(folder))
   text = f"{state}, {starts} attempt{'s' * (starts != 1)}"
@@ -219,11 +218,16 @@ def line(folder: Path) -> str:
     text = "sent to GKE: kubectl get jobset --namespace={} {}".format(*job.split("/"))
   elif backend == "slurm" and state not in OVER:
     text += f", Slurm's job {job}" + (f" {slurm.ask(job).get(job, 'gone')}" if shutil.which("squeue") else "")
-  if rows:
-    text += f", step {rows[-1]['step']}, loss {rows[-1]['loss']:.4f}"
+  text += progress(folder)
   if state in (FAILED, LOST):
     text += "".join(f"\n    {each[:200]}" for each in attempts.tail(folder))
   return text
+
+
+def progress(folder: os.PathLike) -> str:
+  """The last step that a run logged, if any, to be said after how it stands."""
+  rows = [row for row in read_rows(str(folder)) if "loss" in row]
+  return f", step {rows[-1]['step']}, loss {rows[-1]['loss']:.4f}" if rows else ""
 
 
 def jobs(folders: list[Path], arm: str | None = None) -> dict[str, Path]:
@@ -238,9 +242,15 @@ def jobs(folders: list[Path], arm: str | None = None) -> dict[str, Path]:
   return {arm: found[arm]} if arm else found
 
 
-def table(folders: list[Path]) -> str:
-  """How the jobs of sweeps and runs stand, a line each."""
-  rows = {name: line(folder) for name, folder in jobs(folders).items()}
+def table(folders: list[os.PathLike]) -> str:
+  """How the jobs of sweeps and runs stand, a line each; runs of `vdt train` among them, here or in buckets."""
+  stands = lambda run: (
+    "in a bucket" if files.remote(run) else "trains now" if workdirs.busy(str(run)) else "not running"
+  )
+  plain = [folder for folder in folders if workdirs.exists(str(folder)) and not (folder / "job.json").exists()]
+  rows = {str(each): stands(each) + progress(each) for each in plain}
+  if others := [folder for folder in folders if folder not in plain]:
+    rows |= {name: line(folder) for name, folder in jobs(others).items()}
   width = max(map(len, rows))
   return "\n".join(f"{name:{width}}  {text}" for name, text in rows.items())
 

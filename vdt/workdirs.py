@@ -103,6 +103,19 @@ def exists(workdir: str) -> bool:
   return (epath.Path(workdir) / "config.json").exists()
 
 
+def busy(workdir: str) -> bool:
+  """Whether a process of this machine trains there."""
+  path = epath.Path(workdir) / ".lock"
+  if not path.exists():
+    return False
+  with open(path) as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+  return False
+
+
 def read(workdir: str) -> dict[str, Any]:
   """What config.json in `workdir` says: "origin", "config", "environment", "data", "imported".
 

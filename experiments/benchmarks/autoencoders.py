@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from vdt import cli
+from vdt import command_line
 from vdt.autoencoder import load
 from vdt.distributed import in_chunks
 from vdt.evals import real_videos
@@ -105,7 +105,7 @@ def main():
   for workdir in options.workdirs:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run", flag_values=values)
-    config, _ = cli.parse([f"--workdir={workdir}"], values)
+    config, _ = command_line.parse([f"--workdir={workdir}"], values)
     data = dataclasses.replace(config.data, split="test")
     data.prepare()
     videos = real_videos(data, min(options.clips, len(data)))

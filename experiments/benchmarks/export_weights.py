@@ -24,10 +24,10 @@ RESULTS = Path(__file__).parent / "results" / "export_weights.json"
 MAKE = """
 import jax, jax.numpy as jnp, numpy as np, sys
 sys.path.insert(0, {root!r})
-from vdt import cli, workdirs
+from vdt import command_line, workdirs
 from absl import flags
 from vdt.checkpoint import Checkpointer, State
-config, origin = cli.parse(["--config={root}/experiments/published.py:{variant}"], flags.FlagValues())
+config, origin = command_line.parse(["--config={root}/experiments/published.py:{variant}"], flags.FlagValues())
 like = jax.eval_shape(config.model.build(16, config.data.size, {{}}).init, jax.random.key(0))
 rng = np.random.default_rng(0)
 ema = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), like)
