@@ -54,6 +54,7 @@ def test_effects_and_page(tmp_path):
   assert not any("real" in metric or "memorised" in metric for metric, _ in rows)
   assert "model.depth" in page and "t=0.75" in page and "data:image/svg+xml" in page and 'src="http' not in page
   assert "nan" not in page
+  assert b"<svg" in (tmp_path / "s" / "effects_loss.svg").read_bytes()
 
 
 def test_at_equal_cost(tmp_path):

@@ -31,7 +31,8 @@ def run(
   allowed: tuple[str, ...] = (),
   evaluated: bool = False,
 ) -> None:
-  """`vdt compare`: writes compare.html, effects.csv, effects.md and values.csv to `out`, and prints the page's path.
+  """`vdt compare`: writes compare.html, effects.csv, effects.md, values.csv and a picture of each eval's effects,
+  effects_EVAL.svg, to `out`, and prints the page's path.
 
   The first arm is the base where none is named. All are compared at the largest budget that all of them have.
   bases: see `vdt.arms.against`. allowed: lines of cards in which evaluations may differ. evaluated: see
@@ -61,7 +62,10 @@ def run(
   rows = effects(arms)
   (out / "effects.csv").write_text(to_csv(rows))
   (out / "effects.md").write_text(markdown(arms, rows))
-  (out / "compare.html").write_text(page(runs, left, arms, rows, align))
+  pictures = {name: intervals(arms, group) for name, group in grouped(rows).items()}
+  for name, picture in pictures.items():
+    (out / f"effects_{name}.svg").write_bytes(picture)
+  (out / "compare.html").write_text(page(runs, left, arms, rows, pictures, align))
   print(out / "compare.html")
 
 
@@ -102,13 +106,22 @@ def cell(row: dict[str, Any]) -> str:
   return f"**{text}**" if row["differs"] else text
 
 
-def page(runs: list[Run], left: list[str], arms: Arms, rows: list[dict[str, Any]], align: str) -> str:
-  """compare.html, which opens offline; rows: those of `effects`, left: what was left out, and why."""
-  by_column = {column: [row for row in rows if row["metric"] == column] for column in arms.columns()}
+def grouped(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+  """Eval to metric to its rows of `effects`, but for single noise levels."""
   groups: dict[str, dict[str, list]] = {}
-  for column, found in by_column.items():
-    if "/t=" not in column:
-      groups.setdefault(column.split("/")[0], {})[column.partition("/")[2]] = found
+  for row in rows:
+    group, _, metric = row["metric"].partition("/")
+    if "/t=" not in metric:
+      groups.setdefault(group, {}).setdefault(metric, []).append(row)
+  return groups
+
+
+def page(
+  runs: list[Run], left: list[str], arms: Arms, rows: list[dict[str, Any]], pictures: dict[str, bytes], align: str
+) -> str:
+  """compare.html, which opens offline; rows: those of `effects`, left: what was left out, and why, pictures: of each
+  eval's effects, SVG."""
+  groups = grouped(rows)
   every = [row for group in groups.values() for found in group.values() for row in found]
   template = jinja2.Environment(loader=jinja2.PackageLoader("vdt"), autoescape=True).get_template("compare.html.j2")
   return template.render(
@@ -118,13 +131,13 @@ def page(runs: list[Run], left: list[str], arms: Arms, rows: list[dict[str, Any]
     counts={name: [str(seed) for seed, _ in found] for name, found in arms.values.items()},
     left=left,
     groups=groups,
-    pictures={name: intervals(arms, group) for name, group in groups.items()},
+    pictures={name: embed(picture, "svg+xml") for name, picture in pictures.items()},
     count=sum(row["pairs"] > 1 for row in every),
     unpaired=[name for name in arms.base if not arms.common(name)],
     sources=sorted({run.sources for run in runs}),
     differ=sum(row["differs"] for row in every),
-    bins=bins(by_column),
-    curves=curves(runs, align),
+    bins=bins(rows),
+    curves=embed(curves(runs, align), "svg+xml"),
     videos=videos(runs),
     costs=costs(runs),
     few=paired.FEW,
@@ -143,15 +156,17 @@ def changes(runs: list[Run]) -> dict[str, dict[str, Any]]:
 
 
 def lookup(config: dict[str, Any], field: str) -> Any:
+  """A dotted field's value, of lists by number; "" where it is not there."""
+  into = lambda part: dict(enumerate(part)) if isinstance(part, list) else part if isinstance(part, dict) else {}
   value = functools.reduce(
-    lambda part, key: part.get(key, {}) if isinstance(part, dict) else {}, field.split("."), config
+    lambda part, key: into(part).get(int(key) if isinstance(part, list) else key, {}), field.split("."), config
   )
   return value if value != {} else ""
 
 
-def intervals(arms: Arms, group: dict[str, list[dict[str, Any]]]) -> str:
-  """Each metric's effects as one picture: a base's mean, and its arms' on the side of it with the interval; bold where
-  the base is left out. group: metric to rows of `effects`."""
+def intervals(arms: Arms, group: dict[str, list[dict[str, Any]]]) -> bytes:
+  """Each metric's effects as one picture: a base's mean, and its arms' on the side of it with the interval; red where
+  that leaves out the base. group: metric to rows of `effects`; SVG."""
   across, names = min(len(group), ACROSS), [name for base, ours in arms.groups.items() for name in (base, *ours)]
   down, height = math.ceil(len(group) / across), 1.0 + 0.26 * len(names)
   figure = Figure(figsize=(3.2 * across + 1.2, height * down), layout="constrained")
@@ -174,26 +189,27 @@ def intervals(arms: Arms, group: dict[str, list[dict[str, Any]]]) -> str:
   return svg(figure)
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure) -> bytes:
   buffer = io.BytesIO()
-  figure.savefig(buffer, format="svg")
-  return embed(buffer.getvalue(), "svg+xml")
+  with matplotlib.rc_context({"svg.hashsalt": "vdt"}):  # the same for the same figures
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+  return buffer.getvalue()
 
 
-def bins(by_column: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, tuple]]]:
+def bins(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, tuple]]]:
   """Eval and task to arm to noise level to (change relative to its base, whether it differs, its colour)."""
   found: dict[str, dict[str, dict[str, tuple]]] = {}
-  for column, rows in by_column.items():
-    table, _, level = column.rpartition("/t=")
-    for row in rows if table else ():
+  for row in rows:
+    table, _, level = row["metric"].rpartition("/t=")
+    if table:
       change = row["mean"] / row["base"] if row["base"] else 0.0
       shade = f"rgba({'200,60,40' if change > 0 else '40,110,200'},{min(abs(change) * 2, 0.8):.2f})"
-      differs = row["differs"]
-      found.setdefault(table, {}).setdefault(row["arm"], {})[level] = (f"{100 * change:+.1f} %", differs, shade)
+      cell = f"{100 * change:+.1f} %", row["differs"], shade
+      found.setdefault(table, {}).setdefault(row["arm"], {})[level] = cell
   return found
 
 
-def curves(runs: list[Run], align: str) -> str:
+def curves(runs: list[Run], align: str) -> bytes:
   """The training loss, and the means of validation losses, of each arm, averaged over its runs; as one picture."""
   means = [name for name in runs[0].rows[-1] if name.endswith("/mean")]
   often = lambda name: all(sum(name in row for row in run.rows) > 1 for run in runs)
