@@ -55,6 +55,6 @@ def append(path: epath.Path, text: str) -> None:
     file.write(text)
 
 
-def remote(path: str | epath.Path) -> bool:
+def remote(path: str | os.PathLike) -> bool:
   """Whether it is in a bucket (gs://...)."""
   return "://" in os.fspath(path)
