@@ -15,18 +15,18 @@ which shows who, and a prompt of the action alone; and looks what becomes of it 
 Variants: full (16 frames of 64 x 64, for an accelerator; ingest with --size 64 --frames 16 --fps 12),
 demo (8 frames of 32 x 32 in patches of 8, an hour on a CPU core), tiny (the demo's shape, seconds, learns little).
 
-Measured, demo, one run of 49 minutes on one core that did other work as well, 165 clips, a film each, with 95 %
-intervals; of real clips, and with the captions of others (chance):
+Measured, demo, one run of 44 minutes on one core that did other work as well, 165 clips, a film each, with 95 %
+intervals; of real clips, and with the captions of others (chance); a run before, elsewhere, was within 0.03 of it:
 
   prompts alone, held out    samples              real   shuffled      of training captions
-  person (of 3)              0.95 (0.91, 0.98)    0.99   0.33          0.96
-  tone (of 6)                0.79 (0.72, 0.84)    0.90   0.13          0.83
+  person (of 3)              0.94 (0.89, 0.97)    0.99   0.33          0.93
+  tone (of 6)                0.80 (0.73, 0.85)    0.90   0.16          0.83
   action (of 55)             1.00 (0.98, 1.00)    1.00   0.01          0.99
-  all three                  0.75 (0.67, 0.81)    0.89   0.00          0.78
+  all three                  0.74 (0.67, 0.80)    0.89   0.00          0.75
 
   first frame and action     samples              real   shuffled      another prompt       another frame
-  person                     0.61 (0.54, 0.68)    0.92   0.39          0.61 (0.53, 0.68)    0.36 (0.29, 0.44)
-  tone                       0.44 (0.36, 0.51)    0.84   0.18          0.56 (0.48, 0.63)    0.14 (0.09, 0.20)
+  person                     0.58 (0.51, 0.65)    0.92   0.32          0.58 (0.50, 0.65)    0.36 (0.29, 0.44)
+  tone                       0.44 (0.37, 0.52)    0.84   0.20          0.57 (0.49, 0.64)    0.13 (0.09, 0.19)
   action                     1.00 (0.98, 1.00)    1.00   0.01          0.01 (0.00, 0.03)    1.00 (0.98, 1.00)
 
 Another prompt takes the action alone (the tone is then seen a little more often), another frame who it is alone.
