@@ -50,7 +50,9 @@ def get_config(variant: str = "full") -> Config:
   config = Config(
     steps=100_000,
     data=Buckets((videos, pictures), (1 - SHARE, SHARE)),
-    model=TransformerConfig.sized("S", patch=(1, 4, 4), pattern=pattern, classes=4, positions="rope+places"),
+    model=TransformerConfig.sized(
+      "S", patch=(1, 4, 4), pattern=pattern, classes=4, positions="rope+places", remat="dots"
+    ),
     diffusion=RectifiedFlow(shift=3.0, prediction="x0"),
     tasks=Tasks(),
     sampler=Sampler(method="heun", steps=32, churn=0.4),
