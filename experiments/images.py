@@ -24,7 +24,8 @@ Measured, three seeds, 24 runs in 38 minutes on two threads of a core (experimen
 
 With few clips, pictures in turn with them help; a model of pictures as a start is not surely told from a new one, and
 its attentions over time alone are not enough. Steps of scratch and joint took 143 to 169 s a run where nothing else ran
-(two did not: 229 and 250 s beside tests), of all and time 84 to 96 s, after 64 s of pictures, two runs on one core.
+(two did not: 229 and 250 s beside tests), of all and time 84 to 96 s, after 64 s of pictures, two runs on one core;
+150 s were meant.
 """
 
 from data_pipelines.clips import SimulatedClips

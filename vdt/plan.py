@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -144,6 +145,18 @@ def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
   return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
+@contextlib.contextmanager
+def unkept() -> Iterator[None]:
+  """Keeps what is compiled out of JAX's own cache, from which programs for described chips cannot be read again."""
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = getattr(jax.config, name)
+  jax.config.update(name, float("inf"))
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
 def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any]:
   """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
   told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
@@ -153,7 +166,8 @@ def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any
   if path.exists():
     return json.loads(path.read_text())
   try:
-    compiled = lowered.compile()
+    with unkept():
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if found := OUT_OF_MEMORY.search(str(error)):
       used, there = (float(found[i]) * {"K": 2**10, "M": 2**20, "G": GIB}[found[i + 1]] for i in (1, 3))
