@@ -13,7 +13,7 @@ alone; `joint`, clips and pictures in turn. As many clips are looked at by scrat
 pictures counted in (8 of them are a clip); what a step costs in attention over time is not counted.
 
 Variants: full (16 frames of 64 x 64, for an accelerator: joint), images (the model of pictures), ARM-CLIPS (say
-time-64; two minutes on a CPU core), tiny (joint, seconds).
+time-64; two to five minutes on a CPU core), tiny (joint, seconds).
 
 Measured, three seeds, 24 runs in 38 minutes on two threads of a core (experiments/results/images_help; there
 --allow 'real split,clips', since held-out clips of a mixture had a card of their own then), 95 % intervals of effects:

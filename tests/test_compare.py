@@ -12,7 +12,7 @@ from vdt.evaluate import CARDS, EVALUATION
 def run(folder, seed=None, steps=100, flops=1.0, rate=1.0, shift=0.0, evals=("loss", "late"), depth=2):
   """A finished run: a loss that falls by the step, an eval every 50 steps, and one at the end alone."""
   folder.mkdir(parents=True)
-  config = {"steps": steps, "seed": seed or 0, "model": {"depth": depth}}
+  config = {"steps": steps, "seed": seed or 0, "model": {"depth": depth}, "parts": [{"limit": 100 * depth}]}
   content = {"origin": [], "config": config, "environment": {"sources": "a"}}
   (folder / "config.json").write_text(json.dumps(content))
   rows = []
@@ -52,6 +52,7 @@ def test_effects_and_page(tmp_path):
   assert float(row["high"]) - float(row["low"]) < 1e-6
   assert float(rows["late/score/samples", "more"]["mean"]) == pytest.approx(0.5)
   assert not any("real" in metric or "memorised" in metric for metric, _ in rows)
+  assert "<td>parts.0.limit</td><td>200</td><td>400</td>" in page
   assert "model.depth" in page and "t=0.75" in page and "data:image/svg+xml" in page and 'src="http' not in page
   assert "nan" not in page
   assert b"<svg" in (tmp_path / "s" / "effects_loss.svg").read_bytes()

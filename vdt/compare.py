@@ -1,7 +1,6 @@
 """The arms of a sweep, or any runs, beside one another: what differs, by how much, how surely, and at what cost."""
 
 import csv
-import functools
 import io
 import math
 from typing import Any
@@ -157,11 +156,11 @@ def changes(runs: list[Run]) -> dict[str, dict[str, Any]]:
 
 def lookup(config: dict[str, Any], field: str) -> Any:
   """A dotted field's value, of lists by number; "" where it is not there."""
-  into = lambda part: dict(enumerate(part)) if isinstance(part, list) else part if isinstance(part, dict) else {}
-  value = functools.reduce(
-    lambda part, key: into(part).get(int(key) if isinstance(part, list) else key, {}), field.split("."), config
-  )
-  return value if value != {} else ""
+  value: Any = config
+  for key in field.split("."):
+    value = {str(number): each for number, each in enumerate(value)} if isinstance(value, list) else value
+    value = value.get(key, "") if isinstance(value, dict) else ""
+  return value
 
 
 def intervals(arms: Arms, group: dict[str, list[dict[str, Any]]]) -> bytes:
