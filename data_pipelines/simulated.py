@@ -68,6 +68,7 @@ CONFIGS = [
   small("occlusion"),
   small("sprites"),
   dataclasses.replace(small("drifting"), train=8000),
+  dataclasses.replace(small("drifting"), name="drifting16x15", frames=15, train=8000),
   *(SimulatedConfig(name=f"{scene}64", scene=scene) for scene in SCENES),
   SimulatedConfig(name="sounding64", scene="bouncing", sound=True),
   SimulatedConfig(name="mixed64x17", scene="mixed", frames=17),  # 1 + 4 k, for an autoencoder

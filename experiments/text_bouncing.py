@@ -8,6 +8,7 @@ r"""Prompts to videos: a coloured shape drifts in a direction, as its caption sa
 Six colours, four shapes and four directions; captions of the split combinatorial have a pair of colour and direction,
 or of colour and shape, that no training clip has. Captions are read by a tokenizer trained on them, and by a small T5
 encoder trained along. Variants: full (16 frames of 64 x 64, bfloat16, for an accelerator), demo (8 frames of 16 x 16),
+rates (the demo on longer clips, of which each frame is taken or every other one, as the frame rate that is told says),
 tiny (the demo's shape, seconds, learns little).
 
 Measured, demo, three seeds (results/text_bouncing), 35 and 42 minutes of one core each, which other work slowed, 256
@@ -26,6 +27,7 @@ from data_pipelines.tokenizer import Pieces
 from vdt.config import AdamW, Config, Muon
 from vdt.diffusion import RectifiedFlow, Sampler, Tasks, resolution_shift
 from vdt.evals.prompts import Prompts
+from vdt.evals.speed import Speed
 from vdt.evals.val_loss import ValLoss
 from vdt.models import T5Config, TransformerConfig
 from vdt.sweep import seeds
@@ -58,7 +60,7 @@ def get_config(variant: str = "full") -> Config:
   match variant:
     case "full":
       pass
-    case "demo" | "tiny":
+    case "demo" | "rates" | "tiny":
       config.data = SimulatedClips(name="drifting16", frames=8, size=(16, 16), batch_size=16)
       small = dict(pattern=(("space", "time", "text"),), dtype="float32", text=64, pooled=True)
       config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), **small)
@@ -69,7 +71,12 @@ def get_config(variant: str = "full") -> Config:
       config.ema = 0.99
       config.steps, config.log_every, config.save_every = 3_000, 20, 500
       config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)
-      if variant == "tiny":
+      if variant == "rates":
+        config.data.name, config.data.strides, config.model.fps = "drifting16x15", (1, 2), True
+        config.sampler.guidance = (("fps", 1.0),)  # more of it would be faster than was asked for
+        config.steps = config.optimizer.decay = 1_500
+        config.evals["speed"] = Speed()
+      elif variant == "tiny":
         config.data.batch_size = 8
         config.model.width, config.model.heads = 32, 1
         config.steps, config.log_every, config.save_every = 20, 5, 10
@@ -79,7 +86,7 @@ def get_config(variant: str = "full") -> Config:
           if isinstance(each, Prompts):
             each.judged_by = 96
     case _:
-      raise ValueError(f"unknown variant {variant!r}: choose full, demo or tiny")
+      raise ValueError(f"unknown variant {variant!r}: choose full, demo, rates or tiny")
   return config
 
 

@@ -296,6 +296,8 @@ class Config:
     for name, each in self.evals.items():
       held_out = dataclasses.replace(self.data, split=each.split)
       held_out.prepare()
+      if untold := set(getattr(each, "conditions", ())) - set(self.model.conditions):
+        raise ValueError(f"evals.{name} needs a model that is told {', '.join(untold)}: set it in model")
       if hasattr(each, "prepare"):
         each.prepare(held_out.clips)
       sampled, clips = getattr(each, "sampled", True), held_out.clips

@@ -48,8 +48,9 @@ def evaluate(
     paste: bool = True,
     swapped: tuple[str, ...] = (),
     caption: int = 0,
-  ) -> np.ndarray:
-    return sampled(count, task, split, repeats, given_frames, paste, swapped, caption)  # cached, whatever was left out
+    fps: float | None = None,
+  ) -> np.ndarray:  # cached, whatever was left out
+    return sampled(count, task, split, repeats, given_frames, paste, swapped, caption, fps)
 
   def given(count: int, task: str, split: str = "test", given_frames: int | None = None) -> np.ndarray:
     like = clips(split)
@@ -66,8 +67,11 @@ def evaluate(
     paste: bool,
     swapped: tuple[str, ...],
     caption: int,
+    fps: float | None,
   ) -> np.ndarray:
     rows = first(data(split), count)
+    if fps is not None:
+      rows["fps"] = np.full(count, fps, np.float32)
     if "captions" in rows or caption:  # in training one is drawn
       rows["caption"] = nth_caption(rows.get("captions", rows["caption"]), caption)
     rows |= {name: np.roll(rows[name], -1, axis=0) for name in swapped}

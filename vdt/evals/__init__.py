@@ -28,9 +28,10 @@ class Run(NamedTuple):
   patch_frames: the frames of a temporal patch.
   data: split name to a data object with `.batch(step)`, `.batch_size` and `len()`, of pixels.
   sample: `sample(count, task="generation", split="test", repeats=1, given_frames=None, paste=True, swapped=(),
-    caption=0)` to float32 videos in [-1, 1], `(count, repeats, f, h, w, c)`, conditioned like the first `count` clips
-    of the split. Cached by its arguments. paste: what is given is put where it belongs. swapped: what is the next
-    clip's, of its batch's names. caption: which one of a clip's captions is read.
+    caption=0, fps=None)` to float32 videos in [-1, 1], `(count, repeats, f, h, w, c)`, conditioned like the first
+    `count` clips of the split. Cached by its arguments. paste: what is given is put where it belongs. swapped: what is
+    the next clip's, of its batch's names. caption: which one of a clip's captions is read. fps: the frame rate that is
+    told.
   given: `given(count, task, split="test", given_frames=None)`, what of these clips is given (count f h w 1).
   map: `map(function, *inputs)` to `function` of the inputs' rows, which are independent, over all devices.
   reconstruct: `reconstruct(videos)`, what an autoencoder makes of videos in [-1, 1].
@@ -56,7 +57,7 @@ class Eval(Protocol):
 
   One that can fail for what is known before training has `prepare(data)`, of `split`, which raises then. One whose
   figures depend on more than its fields, the clips and the samples has `card(run)`, line to value: see `card`. sampled
-  is False of one that draws no samples.
+  is False of one that draws no samples. conditions, where it has them: what the model must be told.
   """
 
   every: int
