@@ -136,7 +136,7 @@ def test_given_frames_of_the_wrong_size_or_number(capsys, run, tmp_path):
   np.save(tmp_path / "small.npy", np.zeros((2, 8, 8, 3), np.uint8))
   np.save(tmp_path / "float.npy", np.zeros((2, 16, 16, 3)))
   np.save(tmp_path / "few.npy", np.zeros((2, 16, 16, 3), np.uint8))
-  sample = lambda *more: fails(capsys, "sample", f"--workdir={run}", *more)
+  sample = lambda *more: fails(capsys, "sample", f"--workdir={run}", f"--out={tmp_path / 'new'}", *more)
   assert "given frames are (8, 8), the model makes (16, 16)" in sample(f"--given={tmp_path}/small.npy")
   assert "float64 of shape (2, 16, 16, 3): given frames are uint8" in sample(f"--given={tmp_path}/float.npy")
   assert "takes 3 given frames, the file has 2" in sample(f"--given={tmp_path}/few.npy", "--given_frames=3")
@@ -146,6 +146,7 @@ def test_given_frames_of_the_wrong_size_or_number(capsys, run, tmp_path):
   assert "unknown task 'predict'" in sample("--task=predict")
   assert "unknown label 'pink'" in sample("--label=pink")
   assert "no checkpoint of step 7" in sample("--step=7")
+  assert not (tmp_path / "new").exists()
 
 
 def test_frames_for_a_whole_clip_stay_at_their_times_and_fewer_fill_what_is_given():

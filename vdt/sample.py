@@ -172,7 +172,7 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   about["task"] = ", ".join(single) or task
   heard = None if sounds is None else (sounds, config.sound.rate)
   write(folder, video.to_uint8(made), ask.fps or held_out.fps(), about, heard)
-  print(f"{count} videos of step {step}, {' and '.join(single) or f'task {task}'}, seed {ask.seed}: {folder}")
+  print(f"{counted(count)} of step {step}, {' and '.join(single) or f'task {task}'}, seed {ask.seed}: {folder}")
 
 
 def whole_at(number: int, mask: np.ndarray, whole: Callable[[np.ndarray], np.ndarray]) -> bool:
@@ -206,12 +206,11 @@ def sample_imported(
     return
   if between.autoencoder:
     write(folder, video.to_uint8(made), FPS, about)
-    print(f"{count} videos of step {about['step']}, seed {ask.seed}: {folder}")
+    print(f"{counted(count)} of step {about['step']}, seed {ask.seed}: {folder}")
   else:
-    np.save(folder / "latents.npy", made)
-    print(
-      f"latents of {count} videos of step {about['step']}, seed {ask.seed}, for their decoder: {folder / 'latents.npy'}"
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(path := folder / "latents.npy", made)
+    print(f"latents of {counted(count)} of step {about['step']}, seed {ask.seed}, for their decoder: {path}")
 
 
 def finite(videos: Float[np.ndarray, "b f h w c"]) -> Float[np.ndarray, "b f h w c"]:
@@ -221,18 +220,26 @@ def finite(videos: Float[np.ndarray, "b f h w c"]) -> Float[np.ndarray, "b f h w
   return videos
 
 
+def counted(count: int) -> str:
+  return f"{count} video{'' if count == 1 else 's'}"
+
+
 def names(count: int) -> list[str]:
   """The files of so many videos."""
   return [f"{number:04d}.{kind}" for number in range(count) for kind in ("mp4", "webp")]
 
 
 def claim(folder: epath.Path, count: int, inputs: list[str]) -> None:
-  """Makes `folder` ready for so many videos. ValueError where a file of such a name is there that no command like this
-  made, or is an input, OSError where it cannot be written."""
+  """Looks whether `folder` can take so many videos, and leaves none that was not there. ValueError where a file of such
+  a name is there that no command like this made, or is an input, OSError where it cannot be written."""
   try:
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     files.rewrite(folder / ".samples", "")
     (folder / ".samples").unlink()
+    if new and not files.remote(folder):
+      folder.rmdir()
+      return
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error
   there, ours = {path.name for path in folder.iterdir()}, listed(folder)
@@ -276,6 +283,7 @@ def write(
 
   before, new = listed(folder), []
   try:
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents():
       new.append(name)
       (folder / f".{name}").write_bytes(content)
