@@ -38,7 +38,7 @@ from vdt.evals.val_loss import ValLoss
 from vdt.models import TransformerConfig
 from vdt.sweep import Arm, chainit, product, seeds, zipit
 
-STEPS = 640  # of 16 clips, in all
+STEPS = 480  # of 16 clips, in all
 SHARE = 0.4  # of them are of pictures, where there are any
 ARMS, COUNTS = ("scratch", "all", "time", "joint"), (64, 512)
 PICTURES = [f"runs/images/{seed}" for seed in range(3)]  # models of them
@@ -73,6 +73,7 @@ def get_config(variant: str = "full") -> Config:
   config.model = TransformerConfig(3, 64, 2, (1, 4, 4), pattern, classes=4, positions="rope+places", dtype="float32")
   config.ema = 0.99
   config.steps, config.log_every, config.save_every, config.keep = STEPS, 20, 160, 1
+  config.sampler.steps = 16
   match arm:
     case "images":
       config.data, config.steps, config.evals = pictures, int(SHARE * STEPS), {"loss": ValLoss(count=128)}
