@@ -120,6 +120,7 @@ def by_tf_data(read: Callable[[int], Batch], start: int, prefetch: int, readers:
   load = lambda step: tf.numpy_function(arrays, [step], types, stateful=False)
   options = tf.data.Options()
   options.threading.private_threadpool_size = readers
+  options.autotune.enabled = False  # there is nothing to tune, and its thread holds up the end for as long as it sleeps
   steps = tf.data.Dataset.range(start, 2**40).map(load, num_parallel_calls=readers, deterministic=True)
   for values in steps.prefetch(prefetch).with_options(options).as_numpy_iterator():
     batch = dict(zip(names, values))
