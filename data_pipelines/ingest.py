@@ -73,10 +73,12 @@ class Settings:
     return {name: value for name, value in fields.items() if value not in ([], False)}  # as before there were these
 
   def elsewhere(self, shape: float) -> tuple[int, int] | None:
-    """The size of the bucket that pictures of this width over height belong to, if it is another."""
-    off = lambda size: abs(math.log(shape * size[0] / size[1]))
+    """The size of the bucket that pictures of this width over height belong to, if it is another: the nearest in shape,
+    of two as near the wider one, in the set of each alike; of sizes of one shape, each has them."""
+    wide = lambda size: size[1] / size[0]
+    off = lambda size: (round(abs(math.log(shape / wide(size))), 9), -wide(size))
     best = min((self.size, *self.beside), key=off)
-    return best if off(best) < off(self.size) else None
+    return best if wide(best) != wide(self.size) else None
 
   def encode(self, clip: np.ndarray) -> bytes:
     """uint8 (f, h, w, 3) RGB as one tall image of f*h rows."""

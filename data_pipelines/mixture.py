@@ -253,16 +253,16 @@ class Buckets(Several):
     whose, ordinal = (int(value[0]) for value in self.turns(np.array([step])))
     return self.named(whose, self.members[whose].batch(ordinal))
 
-  def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
+  def batches(self, start: int, blocks: Sequence[int] = (0,), of: int = 1) -> Iterator[Batch]:
     """As `Reader.batches`: each bucket is read ahead by itself, from where it is at `start`."""
     for part in self.members:
-      share(part.batch_size, hosts)
+      share(part.batch_size, of)
     streams: dict[int, Iterator[Batch]] = {}
     step = start
     while True:
       whose, ordinal = (int(value[0]) for value in self.turns(np.array([step])))
       if whose not in streams:
-        streams[whose] = self.members[whose].batches(ordinal, host, hosts)
+        streams[whose] = self.members[whose].batches(ordinal, blocks, of)
       yield self.named(whose, next(streams[whose]))
       step += 1
 

@@ -7,7 +7,7 @@ import abc
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,13 +80,14 @@ class Reader(abc.ABC):
     """The global batch of a step."""
     return self.read(step * self.batch_size + np.arange(self.batch_size))
 
-  def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
-    """This host's part of the batches from step `start` on, for ever. ValueError if hosts do not divide a batch, or
-    nothing is to be read ahead."""
+  def batches(self, start: int, blocks: Sequence[int] = (0,), of: int = 1) -> Iterator[Batch]:
+    """The rows of some `blocks`, of so many equal ones, of the batches from step `start` on, for ever: what one host
+    needs. ValueError if the blocks do not divide a batch, or nothing is to be read ahead."""
     if min(self.prefetch, self.readers) < 1:
       raise ValueError(f"data.prefetch is {self.prefetch}, data.readers {self.readers}: at least 1")
-    local = share(self.batch_size, hosts)
-    own = lambda step: self.read(step * self.batch_size + host * local + np.arange(local))
+    size = share(self.batch_size, of)
+    rows = np.concatenate([block * size + np.arange(size) for block in blocks])
+    own = lambda step: self.read(step * self.batch_size + rows)
     return self.ahead()(own, start, self.prefetch, self.readers)
 
   def ahead(self) -> Callable[..., Iterator[Batch]]:
@@ -94,11 +95,11 @@ class Reader(abc.ABC):
     return by_tf_data
 
 
-def share(batch_size: int, hosts: int) -> int:
-  """The rows of a batch that a host reads. ValueError if hosts do not divide it."""
-  if batch_size % hosts:
-    raise ValueError(f"data.batch_size {batch_size} is not a multiple of the {hosts} hosts")
-  return batch_size // hosts
+def share(batch_size: int, of: int) -> int:
+  """The rows of each of so many blocks of a batch. ValueError if they do not divide it."""
+  if batch_size % of:
+    raise ValueError(f"data.batch_size {batch_size} is not a multiple of the {of} blocks that it is read in")
+  return batch_size // of
 
 
 def by_tf_data(read: Callable[[int], Batch], start: int, prefetch: int, readers: int) -> Iterator[Batch]:

@@ -17,8 +17,8 @@ held-out clips of 8 frames, the mean of 8 samples of each; mean squared errors w
   the first frame           0.0507   0.0918     0.0918  0.0339                0.052           1.04
   the first and the last    0.0141   0.0690     0.0554  0.0360                0.053           0.98
   every fourth              0.0033   0.0549     0.0484  0.0396                0.052           0.98
-  the first 3               0.0038   0.0785     0.0785  0.0665                0.053           0.99
-  the last 3                0.0086   0.0789     0.0789  0.0617                0.051           0.98
+  the first 3               0.0038   0.0785     0.0785  0.0664                0.053           0.99
+  the last 3                0.0086   0.0788     0.0788  0.0617                0.051           0.98
   all but a hole            0.0149   0.0771     0.0677  0.0403                0.034           1.00
 
 "Better by" is the lower end of a 95 % interval, against the better of copy-last and blend, clip by clip; "before

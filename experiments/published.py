@@ -60,6 +60,7 @@ def get_config(variant: str = "latte-xl") -> Config:
       config.evals = {"loss": ValLoss(count=8)}
     case "latte-1":
       config.model = MODELS[variant]()
+      config.model.remat, config.data.batch_size = "full", 16
       config.data.size, config.data.source.size = (64, 64), (512, 512)
     case _ if variant in MODELS:
       config.model = MODELS[variant]()

@@ -34,18 +34,18 @@ NOTES = "VDT_TEST_NOTES"  # a folder in which each process notes the clips that 
 class Noted(SimulatedClips):
   """Clips that say what they were read for."""
 
-  def batches(self, start, host=0, hosts=1):
-    for step, batch in enumerate(super().batches(start, host, hosts), start):
+  def batches(self, start, blocks=(0,), of=1):
+    for step, batch in enumerate(super().batches(start, blocks, of), start):
       if NOTES in os.environ:
         with (Path(os.environ[NOTES]) / str(os.getpid())).open("a") as file:
-          file.write(json.dumps({"step": step, "host": host, "hosts": hosts, "ids": batch["id"].tolist()}) + "\n")
+          file.write(json.dumps({"step": step, "blocks": [*blocks], "of": of, "ids": batch["id"].tolist()}) + "\n")
       yield batch
 
 
 def get_config(variant: str = "") -> Config:
   """Variant `evals` has a validation loss every 10 steps; `latents` are those of `config.autoencoder`, which is to be
   set, as is where data are; `autoencoder` trains one; `buckets` has clips and pictures, `mixed latents` their latents;
-  `told` is told of all but sound, `hearing` of sound."""
+  `told` is told of all but sound, `hearing` of sound and captions."""
   config = Config(
     steps=10,
     data=Noted(name="sprites16", frames=8, size=(16, 16), batch_size=8),
@@ -69,7 +69,9 @@ def get_config(variant: str = "") -> Config:
   if variant == "hearing":
     config.data = SimulatedClips(name="sounding16", frames=4, size=(16, 16), batch_size=8)
     config.model.classes, config.tasks, config.sound = 0, Tasks(), LogMel(bands=4, windows=2)
-    config.model.pattern, config.model.sound = (("space", "time", "sound"),), 8
+    config.model.pattern, config.model.sound = (("space", "time", "sound", "text"),), 8
+    config.text, config.model.text = Pieces(length=12, vocabulary=200), 12
+    config.model.encoder = T5Config(200, width=12, depth=1, heads=2, head_size=4, mlp=16, dtype="float32")
   if variant == "latents":
     source = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
     config.data = Latents(name="latents", frames=2, size=(4, 4), batch_size=8, flip=True, source=source)
@@ -141,14 +143,17 @@ def start(workdir, data_dir, devices=1, environment=(), variant="evals", **field
 
 def start_together(workdir, data_dir, count, devices, last=(), **fields):
   """Processes of one run, with so many CPU devices each; `last` are fields of the last one alone."""
+  each = zip(meeting(count), [()] * (count - 1) + [last])
+  return [start(workdir, data_dir, devices, names, **{**fields, **dict(more)}) for names, more in each]
+
+
+def meeting(count):
+  """What the environment of each of so many processes says, so that they find each other."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-  return [
-    start(workdir, data_dir, devices, {**names, "JAX_PROCESS_ID": str(index)}, **{**fields, **dict(more)})
-    for index, more in enumerate([()] * (count - 1) + [last])
-  ]
+  return [{**names, "JAX_PROCESS_ID": str(index)} for index in range(count)]
 
 
 def finish(*args, **fields):

@@ -364,6 +364,23 @@ def test_samples_are_told_the_caption_that_is_asked_for_and_what_is_swapped_is_t
   with pytest.raises(ValueError, match="caption 2 was asked for"):
     made(caption=2)
 
+  echo_rate = lambda params, x, t, cond, *_: jnp.broadcast_to(cond["fps"][:, None, None, None, None] / 64, x.shape)
+  config.model.classes, config.model.fps = 0, True
+  probe = {"probe": lambda run: runs.append(run) or {}}
+  evaluate.evaluate(config, Network(None, echo_rate, None), {}, probe, Space(), Conditions(config))
+  for rate in (4.0, 16.0):
+    found = runs[1].sample(6, split=split, fps=rate)
+    np.testing.assert_allclose(found, np.full_like(found, rate / 64), atol=1e-6)
+
+
+def test_a_picture_may_have_a_hole(tmp_path):
+  np.save(tmp_path / "picture.npy", np.full((1, 16, 16, 3), 90, np.uint8))
+  np.save(tmp_path / "hole.npy", np.pad(np.full((1, 8, 8, 3), 255, np.uint8), ((0, 0), (4, 4), (4, 4), (0, 0))))
+  ask = Request(image=str(tmp_path / "picture.npy"), mask=str(tmp_path / "hole.npy"))
+  videos, mask = placed(get_config(), ask, 2)
+  assert mask.shape == (2, 8, 16, 16, 1) and (videos[:, 0] == 90).all()
+  assert mask[:, 0].sum() == mask.sum() == 2 * (16 * 16 - 8 * 8) and not mask[:, 0, 4:12, 4:12].any()
+
 
 def test_a_frame_is_given_with_all_that_its_patch_stands_for():
   whole = lambda mask: np.asarray(plans.whole_cells(jnp.asarray(mask), 2))

@@ -120,7 +120,7 @@ def test_half_of_the_clips_are_mirrored_and_the_other_half_is_not(data, encoder)
 def test_the_stream_is_the_same_for_any_number_of_hosts(data):
   whole = [data.batch(step)["video"] for step in range(2, 5)]
   for hosts in (1, 2, 4, 8):
-    readers = [data.batches(2, host, hosts) for host in range(hosts)]
+    readers = [data.batches(2, [host], hosts) for host in range(hosts)]
     for batch in whole:
       np.testing.assert_array_equal(np.concatenate([next(reader)["video"] for reader in readers]), batch)
 

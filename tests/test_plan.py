@@ -4,10 +4,12 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
-from vdt import cli, plan
+from vdt import cli, plan, topology
+from vdt.config import Mesh
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT}/experiments/large.py"
@@ -41,6 +43,35 @@ def test_a_plan_adds_up_and_is_kept(tmp_path, capsys):
   assert found["chip_hours"] == pytest.approx(8 * 20 * found["step_seconds"] / 3600)
 
 
+def test_a_plan_of_buckets_is_of_all_of_them(tmp_path, capsys):
+  buckets = f"--config={ROOT / 'tests' / 'short.py'}:buckets"
+  cli.main(["plan", buckets, "--topology=v5e:2x4", f"--json={tmp_path / 'plan'}"])
+  assert "16 clips of 1 x 16 x 16" in capsys.readouterr().out
+  found = json.loads((tmp_path / "plan").read_text())
+  (pictures,) = found["buckets"]
+  assert pictures["share"] == pytest.approx(2 / 3, abs=0.01) and pictures["batch_size"] == 16
+  clips = found["train"]
+  for name, key in (("step_seconds", "seconds"), ("hardware_flops", "flops")):
+    mean = (1 - pictures["share"]) * clips[key] + pictures["share"] * pictures[key]
+    assert found[name] == pytest.approx(mean * (8 if key == "flops" else 1)), name
+  assert pictures["seconds"] < clips["seconds"]
+
+
+def test_over_two_slices_data_alone_crosses_the_slow_network(tmp_path, capsys):
+  two = ["--slices=2", "--config.mesh.fsdp=4", "--config.micro_batches=1", "--config.data.batch_size=16"]
+  cli.main(["plan", f"{CONFIG}:tiny", *two, f"--json={tmp_path / 'plan'}"])
+  found = json.loads((tmp_path / "plan").read_text())
+  assert "2 x v5e:2x4, 16 chips" in capsys.readouterr().out and found["mesh"]["data"] == 4
+  kinds = {
+    network: {each["kind"] for each in found["train"]["collectives"] if each["network"] == network}
+    for network in ("ici", "dcn")
+  }
+  assert "all-reduce" in kinds["dcn"] and "all-gather" in kinds["ici"] and "all-gather" not in kinds["dcn"], kinds
+  mesh = Mesh(fsdp=4).build(topology.describe("v5e:2x4", 2).devices)
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  assert (slices == slices[:, :1, :1, :1]).all() and {*slices[:, 0, 0, 0]} == {0, 1}
+
+
 def test_a_search_ranks_what_fits_and_says_how_to_have_it(tmp_path, capsys):
   cli.main(["plan", f"{CONFIG}:tiny", "--config.data.frames=4", "--search=2", f"--json={tmp_path / 'plans'}"])
   found = json.loads((tmp_path / "plans").read_text())
@@ -64,6 +95,24 @@ def test_what_does_not_fit_is_refused_with_its_numbers(capsys):
   said = capsys.readouterr().err.strip().splitlines()[-1]
   for part in ("does not fit v5e:2x4", "GiB", "beside a state of", "mesh.fsdp", "model.remat", "micro_batches"):
     assert part in said, said
+
+
+def test_a_peak_above_what_is_there_is_refused_and_so_is_what_was_before(capsys, tmp_path):
+  flags = ["plan", f"{CONFIG}:tiny", "--config.mesh.fsdp=4", "--config.micro_batches=1"]
+  cli.main(flags)
+  capsys.readouterr()
+  for path in (tmp_path / "cache").iterdir():
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peak": 17 * 2**30}))
+  with pytest.raises(SystemExit):
+    cli.main(flags)
+  assert "a chip has 16.00 GiB, all of it needs 17.00, with a state of" in capsys.readouterr().err
+  for path in (tmp_path / "cache").iterdir():
+    path.write_text(json.dumps({"said": "what the compiler said", "needs": 20 * 2**30, "there": 15.75 * 2**30}))
+  with pytest.raises(SystemExit):
+    cli.main(flags)
+  assert "a chip has 15.75 GiB, its temporaries need 20.00, beside a state of" in capsys.readouterr().err
+  for said in ("HLO temporaries (21.5G) exceeds available HBM (15.75G)", "memory space hbm. Used 21.5G of 15.75G hbm."):
+    assert [*filter(None, plan.OUT_OF_MEMORY.search(said).groups())] == ["21.5", "G", "15.75", "G"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +148,7 @@ FULL = {
   "contacts": ("full", "occlusion"),
   "protocols": ("ucf101", "kinetics600"),
   "large": ("xl", "2b"),
-  "published": ("latte-xl",),
+  "published": ("latte-xl", "latte-1"),
   "real_clips": ("full",),
 }
 

@@ -1,13 +1,17 @@
 """Several processes are one run: real ones, with their own devices, over loopback."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from short import NOTES, finish, get_config, last_step, rows, start_together
+from short import NOTES, ROOT, finish, get_config, last_step, meeting, rows, start_together
+from xla import devices
 
 from vdt.checkpoint import Checkpointer
 
@@ -104,12 +108,34 @@ def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir, monke
     read = {step: set() for step in range(30)}
     lines = [line for path in (tmp_path / f"notes {workdir.name}").iterdir() for line in path.read_text().splitlines()]
     for note in (json.loads(line) for line in lines if line.endswith("}")):
-      local = data.batch_size // note["hosts"]
-      rows_read = range(note["host"] * local, (note["host"] + 1) * local)
-      assert note["ids"] == data.batch(note["step"])["id"][rows_read.start : rows_read.stop].tolist(), note
+      rows_read = np.arange(data.batch_size).reshape(note["of"], -1)[note["blocks"]].ravel()
+      assert note["ids"] == data.batch(note["step"])["id"][rows_read].tolist(), note
       if note["step"] < 30:  # read ahead, further ones are too
         read[note["step"]].update(rows_read)
     assert all(read[step] == set(range(data.batch_size)) for step in range(30)), "every clip of every step"
+
+
+def test_rows_lie_where_the_mesh_has_them_whichever_host_has_which_device():
+  turn_about = [0, 4, 1, 5, 2, 6, 3, 7]
+  cases = {  # the mesh, the order of its devices: the blocks of the rows that each of two hosts has
+    ((8, 1, 1, 1), (0, 1, 2, 3, 4, 5, 6, 7)): ([0, 1, 2, 3], [4, 5, 6, 7]),
+    ((4, 2, 1, 1), (*turn_about,)): ([0, 2, 4, 6], [1, 3, 5, 7]),
+    ((1, 1, 8, 1), (0, 1, 2, 3, 4, 5, 6, 7)): ([0], [0]),
+    ((2, 2, 2, 1), (*turn_about,)): ([0, 1, 2, 3], [0, 1, 2, 3]),
+    ((1, 2, 2, 2), (7, 6, 5, 4, 3, 2, 1, 0)): ([1], [0]),
+  }
+  command = [sys.executable, f"{ROOT}/tests/blocks.py", json.dumps([*cases])]
+  ours = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": devices(4)}
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  processes = [subprocess.Popen(command, env={**os.environ, **ours, **names}, **pipes) for names in meeting(2)]
+  try:
+    said = [process.communicate(timeout=200) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], said
+  for host, (out, _) in enumerate(said):
+    assert [json.loads(line) for line in out.splitlines()] == [blocks[host] for blocks in cases.values()]
 
 
 def test_a_process_that_stands_still_does_not_leave_the_others_waiting(tmp_path, data_dir):

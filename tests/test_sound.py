@@ -182,12 +182,17 @@ def run(tmp_path_factory, data_dir):
 def test_samples_hear_a_file_and_carry_its_sound(run, tmp_path, capsys):
   tone = sound.stored(0.5 * np.sin(2 * np.pi * 700 * np.arange(RATE) / RATE))
   written(tmp_path / "tone.wav", tone)
-  cli.main(["sample", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--count=2", f"--audio={tmp_path / 'tone.wav'}"])
+  asked = ["sample", f"--workdir={run}", "--count=2", f"--audio={tmp_path / 'tone.wav'}"]
+  cli.main([*asked, f"--out={tmp_path / 'out'}"])
   heard = track(tmp_path / "out" / "0001.mp4")
   assert pitch(heard[2000:6000]) == pytest.approx(700, abs=10) and len(heard) == pytest.approx(RATE // 2, abs=2500)
   with av.open(str(tmp_path / "out" / "0001.mp4")) as container:
     assert len([*container.decode(video=0)]) == 4
   assert json.loads((tmp_path / "out" / "samples.json").read_text())["audio"].endswith("tone.wav")
+  cli.main([*asked, f"--out={tmp_path / 'both'}", "--prompt=a red ball", "--guidance=text=2,sound=3"])
+  said = json.loads((tmp_path / "both" / "samples.json").read_text())
+  assert said["prompts"] == ["a red ball"] * 2 and said["audio"].endswith("tone.wav")
+  assert len(track(tmp_path / "both" / "0001.mp4")) == len(heard)
   (tmp_path / "bad.wav").write_bytes(b"nothing of the kind")
   film(tmp_path / "mute.mp4", 1, 300)
   with av.open(str(tmp_path / "mute.mp4")) as source, av.open(str(tmp_path / "silent.mp4"), "w") as target:
@@ -206,7 +211,7 @@ def test_a_model_that_hears_needs_sound_and_says_so(data_dir, tmp_path, capsys):
     "data.name=bouncing16": "batches of SimulatedClips bouncing16 have no sound",
     "model.sound=9": "4 bands x 2 windows = 8 numbers a frame, model.sound is 9",
     "sound.bands=0": "sound.bands is 0",
-    "model.pattern=(('space',),)": "model.sound is 8, without sound in model.pattern",
+    "model.pattern=(('space','text'),)": "model.sound is 8, without sound in model.pattern",
   }
   for field, message in wrong.items():
     flags = (EXPERIMENT, f"--config.{field}", f"--config.data.data_dir={data_dir}", "--config.mesh.data=1")

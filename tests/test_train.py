@@ -22,7 +22,7 @@ from vdt.judge import LEAST, PATIENCE
 from vdt.sharding import path_name
 from vdt.train import Stop, first_state, train
 from vdt.workdirs import claim, refuse_another
-from vdt.writer import TIMINGS, read_rows
+from vdt.writer import TIMINGS, best_step, read_rows
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -99,6 +99,25 @@ def test_a_run_goes_back_before_a_spike_and_on_without_it_also_when_it_is_resume
   assert [timeless(row) for row in read_rows(str(parts))] == rows
 
 
+def test_the_best_step_stays_beside_the_newest_ones_also_when_it_is_resumed(tmp_path, data_dir):
+  config = get_config("evals")
+  config.data.data_dir, config.mesh.data, config.evals["loss"].every = data_dir, 1, 2
+  config.save_every, config.keep, config.best = 2, 1, "loss/generation/mean"
+  for config.steps in (6, 12):
+    train(config, str(tmp_path))
+    losses = {row["step"]: row["loss/generation/mean"] for row in read_rows(tmp_path) if "loss/generation/mean" in row}
+    assert [*losses] == [*range(2, config.steps + 1, 2)]
+    earlier = {step: loss for step, loss in losses.items() if step < config.steps}  # the last is saved before its eval
+    with Checkpointer(str(tmp_path), create=False) as checkpoints:
+      assert {*checkpoints.manager.all_steps()} == {min(earlier, key=earlier.get), config.steps}
+  best = lambda column, steps: best_step(str(tmp_path), column, steps)
+  assert losses[best("-loss/generation/mean", losses)] == max(losses.values())
+  assert best("loss/generation/mean", [4]) == 4 and best("loss/generation/maen", [4]) is None
+  for config.best, config.evals["loss"].every in (("motion/flicker", 2), ("loss", 2), ("loss/generation/mean", 0)):
+    with pytest.raises(ValueError, match="is of no eval that is made in training"):
+      config.check()
+
+
 def test_a_run_of_steps_that_are_not_finite_ends(tmp_path, data_dir):
   with pytest.raises(FloatingPointError, match=f"{PATIENCE} steps in a row up to {PATIENCE} were not finite"):
     train(config(data_dir, tuple(range(100)), PATIENCE + 5), str(tmp_path))
@@ -113,7 +132,7 @@ def test_a_signal_waits_for_the_step_and_after_the_last_one_ends_at_once(number,
       kill("before")
       with stop.wait():
         kill("in the loop")
-        assert stop.flags(2).tolist() == ([number] * 2 if where == "in the loop" else [0, 0]), "the loop saves first"
+        assert stop.signal == (number if where == "in the loop" else 0), "the loop saves first"
         kill("before an eval")
         with stop.at_once():
           kill("in an eval")

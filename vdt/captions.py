@@ -42,6 +42,8 @@ class Frozen:
 
   def check(self, model: Any) -> None:
     """ValueError for a model that does not read what an encoder makes."""
+    if files.remote(self.folder):
+      raise ValueError(f"text.folder is {self.folder}: captions are kept on a disk, name a folder there")
     if not model.text or getattr(model, "encoder", None) is not None:
       raise ValueError(
         "text=Frozen needs a model that reads: set model.text, and text in model.pattern, not its encoder"

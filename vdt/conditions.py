@@ -16,12 +16,12 @@ KEPT = "text.model"
 """What a run keeps of how it reads captions."""
 
 
-def shapes(config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
-  """The shape and the type of a row of each array."""
+def shapes(config: Config, frames: int = 0) -> dict[str, tuple[tuple[int, ...], str]]:
+  """The shape and the type of a row of each array. frames: of a video, by default the data's."""
   plain = {"label": ((), "int32"), "fps": ((), "float32"), "size": ((2,), "float32")}
   found = {name: plain[name] for name in config.model.conditions if name in plain}
   found |= config.text.shapes(config.model.text) if config.text else {}
-  return found | ({"sound": ((config.data.frames, config.sound.width), "float32")} if config.sound else {})
+  return found | ({"sound": ((frames or config.data.frames, config.sound.width), "float32")} if config.sound else {})
 
 
 def absent(config: Config, count: int) -> Arrays:

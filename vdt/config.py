@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,7 +43,7 @@ class Data(Protocol):
   def shapes(self) -> list[Any]: ...
   def __len__(self) -> int: ...
   def batch(self, step: int) -> dict[str, np.ndarray]: ...
-  def batches(self, start: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]: ...
+  def batches(self, start: int, blocks: Sequence[int] = (0,), of: int = 1) -> Iterator[dict[str, np.ndarray]]: ...
   def clip(self, path: str, fps: float | None = None) -> np.ndarray: ...
   def fingerprint(self) -> str: ...
   def rule(self) -> dict[str, Any]: ...
@@ -182,7 +182,9 @@ class Muon(AdamW):
 @dataclasses.dataclass
 class Config:
   """One experiment. `diffusion` and `sampler` are what is trained and what is shown of it, for an autoencoder those of
-  `vdt.reconstruction`. `save_every`, `log_every` and evals' `every` are in steps; `keep` is the checkpoints retained.
+  `vdt.reconstruction`. `save_every`, `log_every` and evals' `every` are in steps. The `keep`
+  newest checkpoints are retained, and that of the least value of `best`, a column of evals made in training, or of the
+  greatest of "-COLUMN".
 
   text: how captions are read (`Text`), None: not at all. sound: how sound is heard (`data_pipelines.sound.LogMel`),
   None: not at all. cond_drop: how often all conditions are dropped in training, and each of several by itself, for
@@ -218,6 +220,7 @@ class Config:
   log_every: int = 50
   save_every: int = 1_000
   keep: int = 3
+  best: str = ""
   init_from: str = ""
   freeze: str = ""
   autoencoder: str = ""
@@ -239,6 +242,13 @@ class Config:
       dataclasses.replace(part)  # made anew, it checks what was set from the command line
     if self.steps < 1 or self.log_every < 1 or self.save_every < 1 or self.keep < 1:
       raise ValueError("steps, log_every, save_every and keep must be at least 1")
+    name, _, column = self.best.removeprefix("-").partition("/")
+    if self.best and not (column and name in self.evals and self.evals[name].every):
+      made = [name for name, each in self.evals.items() if each.every]
+      raise ValueError(
+        f"config.best {self.best!r} is of no eval that is made in training, those of which every is above 0: "
+        f"{', '.join(made) or 'none'}; name a column of one, say loss/generation/mean"
+      )
     if not (0 <= self.cond_drop <= 1 and 0 <= self.ema < 1):
       raise ValueError(f"cond_drop {self.cond_drop} is a share, ema {self.ema} a decay: at least 0, and below 1")
     if not self.hang_after > 0:
@@ -339,6 +349,13 @@ class Config:
   def layout(self, devices: list[Any] | None = None) -> tuple[jax.sharding.Mesh, Any]:
     """The mesh of `devices`, by default all there are, and the network on it. ValueError where they do not fit."""
     mesh = self.mesh.build(devices)
+    if devices is None and (
+      idle := set(range(jax.process_count())) - {each.process_index for each in mesh.devices.flat}
+    ):
+      raise ValueError(
+        f"mesh {dataclasses.asdict(self.mesh)} has no device of process {', '.join(map(str, sorted(idle)))}: take all "
+        f"{len(jax.devices())} devices, or start fewer processes"
+      )
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     networks = []
     for shape in self.data.shapes():
@@ -365,6 +382,7 @@ RESUMABLE = (
   "log_every",
   "save_every",
   "keep",
+  "best",
   "profile",
   "spike",
   "roll_back",

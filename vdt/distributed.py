@@ -31,7 +31,8 @@ def join() -> None:
 
   Either the three EXPLICIT variables say it (host:port of the first process, how many, which one is this), or Slurm, a
   TPU pod or GKE does. One that is not heard of for VDT_HEARTBEAT seconds (100) ends all others, by SIGABRT.
-  ValueError if only some of the three are set; SystemExit(77) if the others do not come, so that all start again.
+  ValueError if only some of the three are set, and no scheduler is; SystemExit(77) if the others do not come, so that
+  all start again.
   """
   if not (heartbeat := os.environ.get("VDT_HEARTBEAT", "100")).isdigit():
     raise ValueError(f"VDT_HEARTBEAT is {heartbeat!r}: a whole number of seconds")
@@ -46,6 +47,8 @@ def join() -> None:
     explicit = dict(coordinator_address=address, num_processes=int(count), process_id=int(index))
     waits |= dict(**explicit, cluster_detection_method="deactivate")
   elif not any(several(os.environ[name]) for name, several in SCHEDULED.items() if name in os.environ):
+    if values[0]:
+      raise ValueError(f"{EXPLICIT[0]} is {values[0]}: set {' and '.join(EXPLICIT[1:])} too, or none of them")
     return
   try:
     jax.distributed.initialize(**waits)

@@ -73,7 +73,8 @@ class Judge:
   def ratio(self, metrics: dict[str, Any]) -> float:
     """How many times its median the loss or the gradient norm is, whichever is more; 0 before there are any."""
     known = {name: recent for name, recent in self.recent.items() if len(recent) >= LEAST}
-    return max((metrics[name] / statistics.median(recent) for name, recent in known.items()), default=0.0)
+    usual = {name: statistics.median(recent) for name, recent in known.items()}
+    return max((metrics[name] / each for name, each in usual.items() if each > 0), default=0.0)
 
   def name(self, step: int, metrics: dict[str, Any], what: str) -> None:
     """Writes the clips of a step under `what`, and says so."""

@@ -16,16 +16,20 @@ BESIDE = ("data", "save", "eval")
 
 
 class Ledger:
-  """The lines of one attempt, which starts at `step` on `chips` chips; the first process alone writes them."""
+  """The lines of one attempt, which starts at `step` on `chips` chips; the first process alone writes them.
 
-  def __init__(self, workdir: str, step: int, chips: int):
-    self.path, self.chips, self.attempts = epath.Path(workdir) / NAME, chips, read(workdir)
+  flops: of a step, over all chips; peak: what these could do of them in a second.
+  """
+
+  def __init__(self, workdir: str, step: int, chips: int, flops: float = 0.0, peak: float = 0.0):
+    self.path, self.attempts = epath.Path(workdir) / NAME, read(workdir)
+    self.about = {"chips": chips, "flops": flops, "peak": peak}
     self.again(step, STARTED)
 
   def again(self, step: int, start: float | None = None) -> None:
     """A new attempt at what comes after `step`, by this process, that began at `start` (default: now)."""
     self.attempts.append([])
-    self.append({"start": time.time() if start is None else start, "step": step, "chips": self.chips})
+    self.append({"start": time.time() if start is None else start, "step": step, **self.about})
 
   def mark(self, step: int, spent: dict[str, float]) -> None:
     """`step` is done, and this is what was spent on each of BESIDE since the last mark, in seconds."""
@@ -61,11 +65,12 @@ def summary(attempts: list[list[dict[str, Any]]]) -> dict[str, float]:
 
   start: from a process's start to its first step's end, compilation and restoring among it. step: steps that the run
   kept. redone: steps that were lost to a kill, or given up after a spike. data, save, eval: see BESIDE. goodput is the
-  share of step in all of it; chip_hours is all of it, times the chips of each attempt. What passed between a process's
-  last line and its end, and between attempts, is not known here.
+  share of step in all of it; step_time is a kept step's mean, its wait for data apart; utilisation (MFU) is the model's
+  FLOPs in these, over the peak of their chips; chip_hours is all of it, times the chips of each attempt. What passed
+  between a process's last line and its end, and between attempts, is not known here.
   """
   total = {name: 0.0 for name in ("start", "step", "redone", *BESIDE)}
-  chip_hours = 0.0
+  chip_hours = steps = flops = most = 0.0
   for number, (start, *marks) in enumerate(attempts):
     later = [attempt[0]["step"] for attempt in attempts[number + 1 :]]
     kept = min(later, default=float("inf"))
@@ -82,12 +87,17 @@ def summary(attempts: list[list[dict[str, Any]]]) -> dict[str, float]:
       else:
         total["step"] += (1 - lost) * rest
         total["redone"] += lost * rest
+        steps += (1 - lost) * done
+        flops += (1 - lost) * done * start.get("flops", 0.0)  # an older vdt did not say
+        most += (1 - lost) * rest * start.get("peak", 0.0)
       before, step = mark["at"], mark["step"]
     chip_hours += start["chips"] * (before - start["start"]) / 3600
   whole = sum(total.values())
   return {
     **total,
     "goodput": total["step"] / whole if whole else 0.0,
+    "step_time": total["step"] / steps if steps else 0.0,
+    "utilisation": flops / most if most else 0.0,
     "chip_hours": chip_hours,
     "attempts": len(attempts),
   }

@@ -30,7 +30,12 @@ from vdt.train import make_update
 
 CACHE = epath.Path("~/.cache/vdt/plans")
 STATE = ("params", "ema", "opt", "averages")
-OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
+OUT_OF_MEMORY = re.compile(
+  r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"
+)
+
+
+PEAK = "its peak is above what is there"
 
 
 class TooLarge(ValueError):
@@ -46,24 +51,32 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
 
   Bytes and FLOPs are of one chip and one step unless named otherwise; what a program costs is found once and kept in
   CACHE. least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the
-  weights read three times in bfloat16 and what is kept for the backward pass written and read. TooLarge with what to
-  change if it does not fit; ValueError for a config or a slice that cannot be.
+  weights read three times in bfloat16 and what is kept for the backward pass written and read. Where batches have
+  several shapes, all of them are to fit: `train`, `memory` and `least_bytes` are of the first one, `buckets` of the
+  others, and the rest is a step's mean. TooLarge with what to change if it does not fit; ValueError for a config or a
+  slice that cannot be.
   """
   where = topology.describe(name, slices)
   config.check()
   mesh, model = config.layout(where.devices)
   where = where._replace(devices=list(mesh.devices.flat))  # collectives name them by their place in the mesh
-  state, step = lowered_step(config, mesh, model)
-  held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in STATE}
-  try:
-    train = program(step, where, name, slices)
-  except TooLarge as error:
-    raise TooLarge(refusal(config, error, float(sum(held.values())), mesh, name), error.used, error.there) from None
+  shapes, programs = config.data.shapes(), []
+  for shape in shapes:
+    state, step = lowered_step(config, mesh, config.model.build(shape.frames, shape.size, dict(mesh.shape)), shape)
+    held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in STATE}
+    try:
+      programs.append(program(step, where, name, slices))
+    except TooLarge as error:
+      said = refusal(config, shape, error, float(sum(held.values())), mesh, name)
+      raise TooLarge(said, error.used, error.there) from None
 
-  chips, chip = len(mesh.devices.flat), where.chip
-  count, forward = config.data.batch_size, config.model.flops_by_part(config.data.frames, config.data.size)
-  model_flops = 3 * count * sum(forward.values())
-  seconds = train["seconds"]
+  chips, chip, train = len(mesh.devices.flat), where.chip, programs[0]
+  mean = lambda values: sum(shape.share * value for shape, value in zip(shapes, values))
+  forwards = [config.model.flops_by_part(shape.frames, shape.size) for shape in shapes]
+  model_flops = {
+    part: 3 * mean(shape.batch_size * each[part] for shape, each in zip(shapes, forwards)) for part in forwards[0]
+  }
+  seconds = mean(each["seconds"] for each in programs)
   hours = config.steps * seconds / 3600
   count_parameters, micro = parameters(config), config.micro_batches
   least = 2 * sum(held.values()) + micro * (3 * 2 * count_parameters / mesh.shape["tensor"] + 2 * train["activations"])
@@ -72,7 +85,7 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
     "slices": slices,
     "chips": chips,
     "mesh": dict(mesh.shape),
-    "batch": count,
+    "batch": shapes[0].batch_size,
     "micro_batches": config.micro_batches,
     "remat": config.model.remat,
     "parameters": count_parameters,
@@ -84,12 +97,16 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
       "peak": train["peak"],
       "chip": chip.hbm,
     },
-    "model_flops": {part: 3 * count * value for part, value in forward.items()},
-    "hardware_flops": train["flops"] * chips,
+    "model_flops": model_flops,
+    "hardware_flops": mean(each["flops"] for each in programs) * chips,
     "train": train,
+    "buckets": [
+      {**shape._asdict(), **{key: each[key] for key in ("seconds", "peak", "flops", "bytes")}}
+      for shape, each in zip(shapes[1:], programs[1:])
+    ],
     "least_bytes": least,
     "step_seconds": seconds,
-    "mfu": model_flops / (chips * chip.peak * seconds),
+    "mfu": sum(model_flops.values()) / (chips * chip.peak * seconds),
     "chip_hours": hours * chips,
     "days": hours / 24,
     "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
@@ -105,21 +122,28 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
         error.used,
         error.there,
       ) from None
-    evaluations = sample["flops"] * chips / (made * sum(forward.values()))
+    evaluations = sample["flops"] * chips / (made * sum(forwards[0].values()))
     found["sample"] = {**sample, "videos": made, "evaluations": evaluations}
   return found
 
 
-def lowered_step(config: Config, mesh: jax.sharding.Mesh, model: Any) -> tuple[checkpoint.State, Any]:
-  """The state's shapes and places, and the training step, traced for `mesh`."""
+def lowered_step(
+  config: Config, mesh: jax.sharding.Mesh, model: Any, shape: Any = None
+) -> tuple[checkpoint.State, Any]:
+  """The state's shapes and places, and the training step of batches of a `shape` (default: the first that the data
+  have), traced for `mesh`."""
   optimizer = config.optimizer.build()
   new_state = partial(checkpoint.new_state, model, optimizer, len(config.averages))
   state = sharding.place(jax.eval_shape(new_state, jax.random.key(0)), mesh)
   placed = jax.tree.map(lambda leaf: leaf.sharding, state)
   update = make_update(config, model, optimizer, jax.random.key(config.seed))
-  count, video = config.data.batch_size, (config.data.frames, *config.data.size, config.model.channels)
-  cond = {name: rows(mesh, count, *row) for name, row in conditions.shapes(config).items()}
-  batch = {"video": rows(mesh, count, video, "uint8"), "cond": cond, "stop": rows(mesh, count, (), "int32")}
+  shape = shape or config.data.shapes()[0]
+  count, video = shape.batch_size, (shape.frames, *shape.size, config.model.channels)
+  cond = {name: rows(mesh, count, *row) for name, row in conditions.shapes(config, shape.frames).items()}
+  stop = jax.ShapeDtypeStruct((mesh.size,), "int32", sharding=NamedSharding(mesh, sharding.P(mesh.axis_names)))
+  latents = any(hasattr(part, "standard") for part in getattr(config.data, "parts", [config.data]))
+  kind = "bfloat16" if latents else "uint8"
+  batch = {"video": rows(mesh, count, video, kind), "cond": cond, "stop": stop}
   with jax.set_mesh(mesh):
     return state, jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
 
@@ -161,20 +185,32 @@ def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any
   """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
   told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
   told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
-  told += [inspect.getsource(each) for each in (network, roofline, topology, program)]
+  told += [inspect.getsource(each) for each in (network, roofline, topology, compiled_for)]
   path = CACHE.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
-  if path.exists():
-    return json.loads(path.read_text())
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.rewrite(path, json.dumps(compiled_for(lowered, where)))
+  found = json.loads(path.read_text())
+  if "needs" in found:
+    raise TooLarge(found["said"], found["needs"], found["there"])
+  if found["peak"] > where.chip.hbm:
+    raise TooLarge(PEAK, found["peak"], float(where.chip.hbm))
+  return found
+
+
+def compiled_for(lowered: Any, where: Slice) -> dict[str, Any]:
+  """See `program`: what the compiler makes of it, or in short why it makes nothing of it."""
   try:
     with unkept():
       compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if found := OUT_OF_MEMORY.search(str(error)):
-      used, there = (float(found[i]) * {"K": 2**10, "M": 2**20, "G": GIB}[found[i + 1]] for i in (1, 3))
-      raise TooLarge(str(error), used, there) from None
+      used, used_in, there, there_in = filter(None, found.groups())
+      unit = {"K": 2**10, "M": 2**20, "G": GIB}
+      return {"said": str(error), "needs": float(used) * unit[used_in], "there": float(there) * unit[there_in]}
     raise
   memory, cost = compiled.memory_analysis(), roofline.cost(compiled, where)
-  found = {
+  return {
     "arguments": memory.argument_size_in_bytes,
     "peak": memory.argument_size_in_bytes
     + memory.output_size_in_bytes
@@ -191,12 +227,9 @@ def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any
     ],
     "top": {place: row.tolist() for place, row in sorted(cost.top.items(), key=lambda item: -item[1][0])[:40]},
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  files.rewrite(path, json.dumps(found))
-  return found
 
 
-def refusal(config: Config, error: TooLarge, state: float, mesh: jax.sharding.Mesh, name: str) -> str:
+def refusal(config: Config, shape: Any, error: TooLarge, state: float, mesh: jax.sharding.Mesh, name: str) -> str:
   """What a config that does not fit is told: the numbers, and what to change."""
   levers = []
   parts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -204,15 +237,16 @@ def refusal(config: Config, error: TooLarge, state: float, mesh: jax.sharding.Me
     levers.append(f"raise mesh.fsdp ({mesh.shape['fsdp']}), over which the state lies")
   if config.model.remat != "full":
     levers.append(f'set model.remat to "full" (it is "{config.model.remat}")')
-  if config.data.batch_size // parts > config.micro_batches:
-    levers.append(f"raise micro_batches ({config.micro_batches}) to as much as {config.data.batch_size // parts}")
-  elif config.data.batch_size > parts:
-    levers.append(f"lower data.batch_size ({config.data.batch_size})")
+  if shape.batch_size // parts > config.micro_batches:
+    levers.append(f"raise micro_batches ({config.micro_batches}) to as much as {shape.batch_size // parts}")
+  elif shape.batch_size > parts:
+    levers.append(f"lower data.batch_size ({shape.batch_size})")
   levers.append("take more chips, or chips with more memory")
   return (
-    f"does not fit {name}: a chip has {error.there / GIB:.2f} GiB, its temporaries need {error.used / GIB:.2f}, "
-    f"beside a state of {state / GIB:.2f} (mesh {dict(mesh.shape)}, batch {config.data.batch_size}); "
-    f"{', or '.join(levers)}"
+    f"does not fit {name}: a chip has {error.there / GIB:.2f} GiB, "
+    f"{'all of it needs' if str(error) == PEAK else 'its temporaries need'} {error.used / GIB:.2f}, "
+    f"{'with' if str(error) == PEAK else 'beside'} a state of {state / GIB:.2f} (mesh {dict(mesh.shape)}, batch "
+    f"{shape.batch_size}); {', or '.join(levers)}"
   )
 
 
@@ -230,6 +264,14 @@ def table(found: dict[str, Any]) -> str:
   lines = [
     ("slice", f"{found['slices']} x {found['topology']}, {chips} chips; mesh {found['mesh']}"),
     ("batch", f"{found['batch']} clips, {found['micro_batches']} micro-batches, remat {found['remat']}"),
+    *(
+      (
+        f"of {100 * each['share']:.0f} % of steps",
+        f"{each['batch_size']} clips of {each['frames']} x {' x '.join(map(str, each['size']))}, "
+        f"{1e3 * each['seconds']:.1f} ms, peak {gib(each['peak'])}",
+      )
+      for each in found["buckets"]
+    ),
     ("parameters", f"{found['parameters'] / 1e6:,.1f} M"),
     *(
       (f"HBM a chip: {name}", gib(memory[name]))
@@ -266,6 +308,8 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
   They are tried in the order of what they compute twice and move, as far as their state and activations, by a rough
   count, have room; the compiler has the last word.
   """
+  if not hasattr(config.model, "depth"):
+    raise ValueError("--search tries what a transformer's remat and mesh may be: plan an autoencoder without it")
   where = topology.describe(name, slices)
   powers = lambda most: [2**i for i in range(int(math.log2(most)) + 1)]
   degrees = itertools.product(powers(len(where.devices) // slices), powers(8), powers(8), powers(64), REMAT)

@@ -166,7 +166,8 @@ def read(path: str, clips: Any, fps: float | None = None) -> UInt8[np.ndarray, "
 def placed(config: Config, ask: Request, count: int) -> Placed:
   """`count` videos that hold the frames of --image, --keyframes and --video where these say, and the mask that says so.
 
-  --video gives its first frames, `given_frames` of them, or half a clip's; with --mask all of them, where that is dark.
+  --video gives its first frames, `given_frames` of them, or half a clip's; with --mask all of them. --mask keeps of all
+  that is given what is dark in it.
   ValueError for a frame that is given twice, or that no video has, and FileNotFoundError for a file that is not there.
   """
   clips, frames = config.data.clips, {}
@@ -210,7 +211,7 @@ def placed(config: Config, ask: Request, count: int) -> Placed:
       raise ValueError(f"--mask is {hole.shape[1:3]}, the model makes {tuple(clips.size)}: resize it")
     mask *= hole.mean(-1, keepdims=True) < 128
     if not mask.any():
-      raise ValueError(f"--mask {ask.mask} is light all over: what is dark is kept of --video, and nothing is")
+      raise ValueError(f"--mask {ask.mask} is light all over: what is dark is kept, and nothing is")
   if clips is not config.data:  # a latent sees its neighbours, so that these are the nearest there are
     clip = clip[where[np.abs(np.arange(len(clip))[:, None] - where).argmin(1)]]
   return np.repeat(clip[None], count, axis=0), np.repeat(mask[None], count, axis=0)

@@ -130,8 +130,8 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   single = [name for name in ("image", "keyframes", "video") if getattr(ask, name)]
   if single and (ask.given or ask.task or (ask.given_frames is not None and not ask.video)):
     raise ValueError(f"--{single[0]} says itself what is given: leave out --given, --task and --given_frames")
-  if ask.mask and not ask.video:
-    raise ValueError("--mask is of a --video: name the one whose dark parts are kept")
+  if ask.mask and not single:
+    raise ValueError("--mask is of a --video, an --image or --keyframes: name the one whose dark parts are kept")
   task = ask.task or ("prediction" if ask.given else "generation")
   if ask.given_frames is not None and not single and task not in given_plans.COUNTED:
     raise ValueError(
@@ -146,7 +146,8 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
     whole = lambda mask: np.asarray(given_plans.whole_cells(jnp.asarray(between.mask(mask)), config.model.patch[0]))
     lost = [number for number in ask.frames() if not whole_at(number, mask[:1], whole)]
     if mask.all():
-      raise ValueError("all is given, and nothing is left to make: of a --mask, what is light is made anew")
+      of_mask = ": of a --mask, what is light is made anew" if ask.mask else ": give fewer frames"
+      raise ValueError(f"all is given, and nothing is left to make{of_mask}")
     if lost or not whole(mask).any():
       which = f"frame {', '.join(map(str, lost))}" if lost else "what is given"
       raise ValueError(
@@ -233,12 +234,14 @@ def claim(folder: epath.Path, count: int, inputs: list[str]) -> None:
   """Looks whether `folder` can take so many videos, and leaves none that was not there. ValueError where a file of such
   a name is there that no command like this made, or is an input, OSError where it cannot be written."""
   try:
-    new = not folder.exists()
+    missing = [each for each in (folder, *folder.parents) if not files.remote(folder) and not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     files.rewrite(folder / ".samples", "")
     (folder / ".samples").unlink()
-    if new and not files.remote(folder):
-      folder.rmdir()
+    for each in missing:
+      with contextlib.suppress(OSError):  # somebody else may have put something there
+        each.rmdir()
+    if missing:
       return
   except OSError as error:
     raise OSError(f"{folder} cannot be written ({error.strerror or error}): name another --out") from error

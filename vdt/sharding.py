@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,10 +46,34 @@ def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+def blocks(mesh: jax.sharding.Mesh) -> tuple[list[int], int]:
+  """Which of the equal blocks that data x fsdp cuts a batch's rows into lie on this host's devices, in order, and how
+  many there are. Hosts may have some in common, where another axis of the mesh goes from one to the other."""
+  count = mesh.shape["data"] * mesh.shape["fsdp"]
+  found = NamedSharding(mesh, BATCH).addressable_devices_indices_map((count,)).values()
+  return sorted({begin for (rows,) in found for begin in [rows.indices(count)[0]]}), count
+
+
 def put(batch: dict, mesh: jax.sharding.Mesh) -> dict:
-  """This host's part of a batch to device arrays, split over data x fsdp."""
-  sharding = NamedSharding(mesh, BATCH)
-  return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), batch)
+  """The rows of a batch in this host's `blocks` to arrays of all its rows, split over data x fsdp."""
+  (own, count), sharding = blocks(mesh), NamedSharding(mesh, BATCH)
+
+  def whole(value: Any) -> jax.Array:
+    size = len(value) // len(own)
+
+    def shard(index: tuple[slice, ...]) -> Any:
+      begin = own.index(index[0].indices(size * count)[0] // size) * size
+      return value[begin : begin + size]
+
+    return jax.make_array_from_callback((size * count, *value.shape[1:]), sharding, shard)
+
+  return jax.tree.map(whole, batch)
+
+
+def flags(value: int, mesh: jax.sharding.Mesh) -> jax.Array:
+  """A number of each host's own, on each of its devices: int32 (devices of the mesh,)."""
+  sharding = NamedSharding(mesh, P(mesh.axis_names))
+  return jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.full(1, value, np.int32))
 
 
 def without(updates: Any, freeze: str) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from etils import epath
 
@@ -50,7 +49,9 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       workdirs.claim(workdir, config, origin, data=config.data.fingerprint()),
       jax.set_mesh(mesh),
       Watchdog(config.hang_after) as watchdog,
-      Checkpointer(workdir, config.keep, averages=config.averages) as checkpoints,
+      Checkpointer(
+        workdir, config.keep, averages=config.averages, best=partial(writer.best_step, workdir, config.best)
+      ) as checkpoints,
     ):
       told = conditions.of(config, workdir, new=True)
       like = sharding.place(jax.eval_shape(new_state), mesh)
@@ -62,8 +63,9 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       update = jax.jit(update, donate_argnums=0, out_shardings=(placed, None))
       steps = config.data.shapes()
       flops = 3 * sum(each.share * each.batch_size * config.model.flops(each.frames, each.size) for each in steps)
-      show = lambda batch: sharding.put(
-        {"video": batch["video"], "cond": told.arrays(batch), "stop": stop.flags(len(batch["video"]))}, mesh
+      show = lambda batch: (
+        sharding.put({"video": batch["video"], "cond": told.arrays(batch)}, mesh)
+        | {"stop": sharding.flags(stop.signal, mesh)}
       )
       with writer.Writer(workdir, int(state.step), config.steps, flops, mesh.size) as log:
         watchdog.wait_long()  # for compilation, and in the first step for that of the other processes
@@ -171,10 +173,10 @@ def compiled(data: Any, update: Any, show: Callable[[dict], dict], state: State)
   """
   if not hasattr(data, "firsts"):
     return update
-  made = {}
+  made, (own, count) = {}, sharding.blocks(jax.sharding.get_mesh())
   for step in data.firsts():
     batch = data.batch(step)
-    seen = show({name: rows[: len(rows) // jax.process_count()] for name, rows in batch.items()})
+    seen = show({name: rows[: len(rows) // count * len(own)] for name, rows in batch.items()})
     if seen["video"].shape not in made:
       made[seen["video"].shape] = update.lower(state, seen).compile()
   return lambda state, seen: made[seen["video"].shape](state, seen)
@@ -214,7 +216,7 @@ def loop(
 
   start = int(state.step)
   evaluate_due(start)
-  batches = config.data.batches(start, jax.process_index(), jax.process_count())
+  batches = config.data.batches(start, *sharding.blocks(jax.sharding.get_mesh()))
   first, last = map(int, config.profile.split(":")) if config.profile else (-1, -1)
   tracing, pending, judge = False, None, Judge(config, log, workdir, start)
   for done in range(start + 1, config.steps + 1):
@@ -237,7 +239,7 @@ def loop(
     if due or done % config.save_every == 0 or done == config.steps or stopped:
       late, pending = judge.settle(pending), None  # all rows up to a checkpoint are written before it is
       stopped = stopped or late
-      with log.spending("save"), watchdog.patient() if stopped else contextlib.nullcontext():
+      with log.spending("save"), watchdog.patient():
         checkpoints.save(state, log.ledger.summary(), wait=bool(stopped))
     log.bar.update()
     watchdog.step()
@@ -255,7 +257,8 @@ def first_state(config: Config, new: Any) -> State:
   if not config.init_from:
     return state
   params, report = checkpoint.init_from(state.params, config.init_from)
-  print(report, file=sys.stderr)
+  if distributed.first():
+    print(report, file=sys.stderr)
   return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
 
@@ -269,7 +272,7 @@ def go_back(step: int, every: int, checkpoints: Checkpointer, begin: Any, like: 
     jax.profiler.stop_trace()  # if there is one
   log.mark(step)
   checkpoints.manager.wait_until_finished()
-  saves = checkpoints.manager.all_steps()
+  saves = sorted(checkpoints.manager.all_steps())[-checkpoints.keep :]  # not an older one, that was the best
   regular = [saved for saved in saves if saved % every == 0] or saves
   log.ledger.again(max(regular, default=0))
   with log.spending("save"):
@@ -297,10 +300,6 @@ class Stop(Signals):
     self.signal = number
     if again or not self.waits:
       self.leave(number)
-
-  def flags(self, count: int) -> np.ndarray:
-    """This process's part of a batch's flags: the signal it got, or 0."""
-    return np.full(count, self.signal, np.int32)
 
   @contextlib.contextmanager
   def wait(self, waits: bool = True) -> Iterator[None]:

@@ -63,7 +63,8 @@ def claim(workdir: str, config: Config, origin: list[str] | None, **more: Any) -
           )
         if max(steps) > config.steps:
           raise ValueError(f"{workdir} is at step {max(steps)}, past steps = {config.steps}: raise it")
-        if (before := read(workdir)["environment"]).get("sources") != now["sources"]:
+        before = read(workdir)["environment"]
+        if before.get("sources") != now["sources"] and distributed.first():
           print(f"{workdir} was made by sources {before.get('sources')}, these are {now['sources']}", file=sys.stderr)
       distributed.barrier("config.json is read")
       if distributed.first():

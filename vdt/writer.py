@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import tqdm
@@ -36,7 +37,7 @@ class Writer:
     self.flops, self.peak = flops, device_peak() * devices
     shown = dict(unit="step", dynamic_ncols=True, mininterval=1.0, file=sys.stderr, disable=not self.writes)
     self.bar = tqdm.tqdm(total=steps, initial=step, **shown)
-    self.ledger, self.compiled = ledger.Ledger(workdir, step, devices), False
+    self.ledger, self.compiled = ledger.Ledger(workdir, step, devices, flops, self.peak), False
     self.last = (step, time.perf_counter())
     self.spent = dict.fromkeys(ledger.BESIDE, 0.0)
 
@@ -104,6 +105,17 @@ class Writer:
       self.mark(self.last[0])
     if self.writes and self.alive():
       self.events.close()
+
+
+def best_step(workdir: str, column: str, steps: Container[int]) -> int | None:
+  """Of these steps, the first of the least value of a column of the metrics, or of the greatest of "-column"; None
+  without any."""
+  if not column:
+    return None
+  sign, name = (-1, column[1:]) if column.startswith("-") else (1, column)
+  rows = [row for row in read_rows(workdir) if row["step"] in steps and math.isfinite(row.get(name, math.nan))]
+  found = {row["step"]: sign * row[name] for row in rows}
+  return min(found, key=found.get, default=None)
 
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:

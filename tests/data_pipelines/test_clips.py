@@ -39,7 +39,7 @@ def assert_same(mine, theirs):
 def test_read_ahead_is_batch_by_batch_the_pure_function_on_any_number_of_hosts(clips, start):
   whole = [clips.batch(step) for step in range(start, start + 3)]
   for hosts in (1, 3):
-    parts = [list(itertools.islice(clips.batches(start, host, hosts), 3)) for host in range(hosts)]
+    parts = [list(itertools.islice(clips.batches(start, [host], hosts), 3)) for host in range(hosts)]
     for step, batch in enumerate(whole):
       joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
       assert_same(joined, batch)

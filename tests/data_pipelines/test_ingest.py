@@ -390,6 +390,14 @@ def test_each_file_goes_to_the_bucket_of_its_shape_as_it_is_shown(tmp_path):
   assert reasons["tall.mp4"] == "another bucket: its shape is nearer to 40x24" and reasons["square.mp4"] is None
 
 
+def test_a_shape_midway_belongs_to_one_bucket_and_sizes_of_one_shape_have_the_same_files():
+  low, wide = ingest.Settings((80, 48), beside=((48, 80),)), ingest.Settings((48, 80), beside=((80, 48),))
+  assert low.elsewhere(1.0) == (48, 80) and wide.elsewhere(1.0) is None
+  assert low.elsewhere(0.9) is None and wide.elsewhere(0.9) == (80, 48)
+  for size, other in (((64, 64), (128, 128)), ((128, 128), (64, 64))):
+    assert ingest.Settings(size, beside=(other,)).elsewhere(1.3) is None
+
+
 def test_a_share_of_the_files_is_held_out_and_one_at_least():
   names = {f"{i}.mp4": ROOT for i in range(1000)}
   chosen = sources.choose_tests(names, None, 0.1)

@@ -29,7 +29,7 @@ def digest(batches):
 
 def stream(data, start, stop, hosts):
   """What so many hosts read, put together in the order of the global batch."""
-  readers = [data.batches(start, host, hosts) for host in range(hosts)]
+  readers = [data.batches(start, [host], hosts) for host in range(hosts)]
   for _ in range(start, stop):
     local = [next(reader) for reader in readers]
     yield {name: np.concatenate([part[name] for part in local]) for name in local[0]}

@@ -63,7 +63,7 @@ def test_it_is_a_pure_function_of_the_step_on_any_number_of_hosts(own):
   assert isinstance(data, Data)
   ids = np.concatenate([data.batch(step)["id"] for step in range(6)])
   assert len(set(ids)) == 48 and "own/48/0" in ids
-  parts = [list(itertools.islice(data.batches(3, host, 4), 3)) for host in range(4)]
+  parts = [list(itertools.islice(data.batches(3, [host], 4), 3)) for host in range(4)]
   for step in range(3):
     joined = np.concatenate([part[step]["video"] for part in parts])
     np.testing.assert_array_equal(joined, data.batch(3 + step)["video"])

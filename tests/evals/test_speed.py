@@ -8,7 +8,7 @@ from short import get_config
 
 from data_pipelines.scenes import simulate
 from vdt.evals import Run, pixels
-from vdt.evals.speed import Speed, speeds
+from vdt.evals.speed import Speed, speeds, strides
 
 STORED = np.stack([simulate("drifting", "test", index, frames=15, size=16, seed=0).video for index in range(24)])
 TRUE = np.stack(
@@ -22,6 +22,8 @@ class Clips:
   frames: int = 8
   batch_size: int = 24
   split: str = "test"
+  blank: bool = False
+  stored = (15, 16, 16)
 
   def __len__(self):
     return len(STORED)
@@ -31,7 +33,7 @@ class Clips:
 
   def batch(self, step):
     stride = min(self.strides)
-    return {"video": STORED[:, : 8 * stride : stride]}
+    return {"video": 0 * STORED[:, :8] if self.blank else STORED[:, : 8 * stride : stride]}
 
 
 def table(sample):
@@ -55,8 +57,17 @@ def test_speeds_are_those_of_the_truth_and_a_model_that_does_not_listen_is_found
     lambda stride: np.where(np.arange(24)[:, None, None, None, None] % 2, STORED[:, : 8 * stride : stride], 20)
   )
   assert half["4 a second"]["seen"] == 0.5 and 1.8 < half["4 over 8"]["samples"] < 2.2, "nothing there is left out"
-  with pytest.raises(ValueError, match="none is seen"):
-    table(lambda stride: np.full_like(STORED[:, :8], 20))
+  nothing = table(lambda stride: np.full_like(STORED[:, :8], 20))
+  assert {*nothing} == {"8 a second", "4 a second"} and nothing["4 a second"] == {
+    "real": right["4 a second"]["real"],
+    "seen": 0.0,
+  }
+  still = table(lambda stride: STORED[:, :1].repeat(8, 1))
+  assert still["8 a second"]["samples"] == still["8 a second"]["high"] == 0 and "4 over 8" not in still
+  assert strides(Clips((1, 2, 3))) == strides(Clips((2, 1, 1))) == [1, 2], "what does not fit is never drawn"
+  blank = lambda split: dataclasses.replace(Clips(), blank=True)
+  with pytest.raises(ValueError, match="no single object moves in the real clips"):
+    Speed(count=24)(Run(None, 1, blank, lambda count, split, fps: pixels(STORED[:, None, :8])))
 
 
 def test_it_needs_a_model_that_is_told_and_several_rates(data_dir):
@@ -65,5 +76,6 @@ def test_it_needs_a_model_that_is_told_and_several_rates(data_dir):
   with pytest.raises(ValueError, match="needs a model that is told fps"):
     config.prepare()
   config.model.fps = True
-  with pytest.raises(ValueError, match=r"strides are \[1\]: give several"):
+  with pytest.raises(ValueError, match=r"here of strides \[1\]: give data.strides"):
     config.prepare()
+  Speed().prepare(Clips())

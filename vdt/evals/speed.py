@@ -18,8 +18,9 @@ class Speed:
   Columns: px a frame (or times) of `samples`, with the 95 % interval over clips `low`, `high`; of `real` clips, read at
   that rate; and the share of samples in which one object is `seen`, the others being left out.
 
-  The rate alone tells samples of a clip apart: same noise, same captions. ValueError for data with one stride, or where
-  real clips, or no samples, show a single object that moves.
+  The rate alone tells samples of a clip apart: same noise, same captions. Where none is seen there are no `samples`,
+  and where nothing moves, no times. ValueError for data with one stride, or whose clips show no single object that
+  moves.
   """
 
   count: int = 256
@@ -34,7 +35,9 @@ class Speed:
   def prepare(self, data: Any) -> None:
     """Before training: ValueError for data with one rate."""
     if len(strides(data)) < 2:
-      raise ValueError(f"evals of speed compare frame rates, data.strides are {strides(data)}: give several")
+      raise ValueError(
+        f"evals of speed compare the frame rates of one data set, here of strides {strides(data)}: give data.strides"
+      )
 
   def __call__(self, run: Run) -> Table:
     data, table, made, there = run.data(self.split), {}, {}, {}
@@ -44,25 +47,29 @@ class Speed:
       there[name] = speeds(real_videos(like, self.count))
       made[name] = speeds(run.sample(self.count, split=self.split, fps=like.fps())[:, 0])
       seen = np.isfinite(made[name])
-      if not (np.nanmean(there[name]) > 0 and seen.any()):
-        raise ValueError(f"no single object moves in real clips, or none is seen in samples, at {name} a second")
-      table[f"{name} a second"] = row(made[name][seen], there[name]) | {"seen": float(seen.mean())}
+      real = there[name][np.isfinite(there[name])]
+      if not (len(real) and real.mean() > 0):
+        raise ValueError(f"no single object moves in the real clips, at {name} a second: these are clips of one")
+      found = row(made[name][seen], real) if seen.any() else {"real": mean(real)}
+      table[f"{name} a second"] = found | {"seen": float(seen.mean())}
     first, *rest = made
     for name in rest:
-      both = np.isfinite(made[first]) & np.isfinite(made[name])
-      if both.any():
-        pairs = np.stack([made[name][both], made[first][both]], -1)
-        table[f"{name} over {first}"] = row(pairs, np.stack([there[name], there[first]], -1))
+      pairs, real = (np.stack([each[name], each[first]], -1) for each in (made, there))
+      pairs, real = (each[np.isfinite(each).all(-1)] for each in (pairs, real))
+      if len(pairs) and len(real) and min(pairs[:, 1].mean(), real[:, 1].mean()) > 0:
+        table[f"{name} over {first}"] = row(pairs, real)
     return table
 
 
 def strides(data: Any) -> list[int]:
-  return sorted(getattr(data, "strides", (1,)))
+  """Those that are drawn: what is stored may be too short for some."""
+  fit = lambda stride: (data.frames - 1) * stride < data.stored[0]
+  return sorted({stride for stride in data.strides if fit(stride)}) if hasattr(data, "strides") else [1]
 
 
 def mean(values: Float[np.ndarray, "n ..."]) -> float:
   """Of numbers; or of pairs, the ratio of the first ones' to the second ones'."""
-  means = np.nanmean(values, axis=0)
+  means = np.mean(values, axis=0)
   return float(means if means.ndim == 0 else means[0] / means[1])
 
 
