@@ -13,19 +13,18 @@ alone; `joint`, clips and pictures in turn. As many clips are looked at by scrat
 pictures counted in (8 of them are a clip); what a step costs in attention over time is not counted.
 
 Variants: full (16 frames of 64 x 64, for an accelerator: joint), images (the model of pictures), ARM-CLIPS (say
-time-64; two to five minutes on a CPU core), tiny (joint, seconds).
+time-64; two minutes of a CPU core), tiny (joint, seconds).
 
-Measured, three seeds, 24 runs in 38 minutes on two threads of a core (experiments/results/images_help; there
---allow 'real split,clips', since held-out clips of a mixture had a card of their own then), 95 % intervals of effects:
+Measured, three seeds, 24 runs in 22 minutes on two threads of a core (experiments/results/images_help), 77 to 138 s
+each from its start to its report, after 39 to 47 s of pictures for all and time; 95 % intervals of effects:
 
   held-out loss  scratch  joint                      all                        time
-  64 clips       0.181    0.161 (-0.027, -0.013)     0.175 (-0.043, +0.030)     0.294 (+0.103, +0.124)
-  512 clips      0.169    0.161 (-0.039, +0.024)     0.171 (-0.020, +0.025)     0.294 (+0.104, +0.147)
+  64 clips       0.282    0.267 (-0.031, +0.001)     0.277 (-0.039, +0.027)     0.550 (+0.195, +0.341)
+  512 clips      0.287    0.264 (-0.067, +0.020)     0.277 (-0.109, +0.089)     0.551 (+0.240, +0.288)
 
-With few clips, pictures in turn with them help; a model of pictures as a start is not surely told from a new one, and
-its attentions over time alone are not enough. Steps of scratch and joint took 143 to 169 s a run where nothing else ran
-(two did not: 229 and 250 s beside tests), of all and time 84 to 96 s, after 64 s of pictures, two runs on one core;
-150 s were meant.
+In two minutes pictures do not surely help, and attentions over time alone are not enough. With 800 steps, and 32 of
+the sampler (results/images_help_800; 155 to 171 s of steps) joint surely does with 64 clips: 0.181 to 0.161
+(-0.027, -0.013); with 512 it does not (-0.039, +0.024), nor does all.
 """
 
 from data_pipelines.clips import SimulatedClips
