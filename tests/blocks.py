@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from vdt.config import AXES
 
 def main() -> None:
   distributed.join()
-  batch = np.arange(48).reshape(16, 3)
+  found, batch = [], np.arange(48).reshape(16, 3)
   for shape, order in json.loads(sys.argv[1]):
     mesh = jax.sharding.Mesh(np.array(jax.devices())[order].reshape(shape), AXES)
     own, count = sharding.blocks(mesh)
@@ -23,7 +24,8 @@ def main() -> None:
     flags = sharding.flags(7 * jax.process_index(), mesh)
     most = jax.jit(jax.numpy.max, out_shardings=NamedSharding(mesh, PartitionSpec()))(flags)
     assert int(most) == 7 * (jax.process_count() - 1), f"{shape} {order}"
-    print(json.dumps(own), flush=True)
+    found.append(own)
+  Path(sys.argv[2], f"{jax.process_index()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

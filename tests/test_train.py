@@ -102,10 +102,10 @@ def test_a_run_goes_back_before_a_spike_and_on_without_it_also_when_it_is_resume
 def test_the_best_step_stays_beside_the_newest_ones_also_when_it_is_resumed(tmp_path, data_dir):
   config = get_config("evals")
   config.data.data_dir, config.mesh.data, config.evals["loss"].every = data_dir, 1, 2
-  config.save_every, config.keep, config.best = 2, 1, "loss/generation/mean"
+  config.save_every, config.keep, config.best = 2, 1, (name := "loss/generation/mean")
   for config.steps in (6, 12):
     train(config, str(tmp_path))
-    losses = {row["step"]: row["loss/generation/mean"] for row in read_rows(tmp_path) if "loss/generation/mean" in row}
+    losses = {row["step"]: row[name] for row in read_rows(str(tmp_path)) if name in row}
     assert [*losses] == [*range(2, config.steps + 1, 2)]
     earlier = {step: loss for step, loss in losses.items() if step < config.steps}  # the last is saved before its eval
     with Checkpointer(str(tmp_path), create=False) as checkpoints:
