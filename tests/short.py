@@ -70,8 +70,8 @@ def get_config(variant: str = "") -> Config:
     config.data = SimulatedClips(name="sounding16", frames=4, size=(16, 16), batch_size=8)
     config.model.classes, config.tasks, config.sound = 0, Tasks(), LogMel(bands=4, windows=2)
     config.model.pattern, config.model.sound = (("space", "time", "sound", "text"),), 8
-    config.text, config.model.text = Pieces(length=12, vocabulary=200), 12
-    config.model.encoder = T5Config(200, width=12, depth=1, heads=2, head_size=4, mlp=16, dtype="float32")
+    config.text, config.model.text = Pieces(length=12, vocabulary=300), 12
+    config.model.encoder = T5Config(300, width=12, depth=1, heads=2, head_size=4, mlp=16, dtype="float32")
   if variant == "latents":
     source = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
     config.data = Latents(name="latents", frames=2, size=(4, 4), batch_size=8, flip=True, source=source)
