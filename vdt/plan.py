@@ -192,9 +192,9 @@ def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any
     files.rewrite(path, json.dumps(compiled_for(lowered, where)))
   found = json.loads(path.read_text())
   if "needs" in found:
-    raise TooLarge(found["said"], found["needs"], found["there"])
+    raise TooLarge(found["said"], float(found["needs"]), float(found["there"]))
   if found["peak"] > where.chip.hbm:
-    raise TooLarge(PEAK, found["peak"], float(where.chip.hbm))
+    raise TooLarge(PEAK, float(found["peak"]), float(where.chip.hbm))
   return found
 
 

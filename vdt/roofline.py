@@ -362,7 +362,7 @@ class Program:
     if opcode in COLLECTIVES:
       return self.collective(each, opcode)
     if opcode in ("send", "recv"):
-      moved = sum(size for size, _ in sizes(each.shape.tuple_shapes[0]))
+      moved = float(sum(size for size, _ in sizes(each.shape.tuple_shapes[0])))
       return Pending(opcode, "dcn", moved, moved / self.chip.dcn, moved / self.chip.dcn)
     return None
 

@@ -237,7 +237,7 @@ def test_two_processes_prepare_the_same_set(tmp_path):
 
 
 def test_configurations_are_known_by_name(tmp_path):
-  names = {"bouncing16", "collisions16", "occlusion16", "sprites16", "drifting16"}
+  names = {"bouncing16", "collisions16", "occlusion16", "sprites16", "drifting16", "drifting16x15"}
   names |= {*(f"{scene}64" for scene in SCENES), "mixed64x17", "sounding16", "sounding16x6000", "sounding64"}
   assert {config.name for config in CONFIGS} == names
   with pytest.raises(ValueError, match=r"unknown simulated data set 'bouncing17': choose one of bouncing16, "):
