@@ -27,6 +27,7 @@ def get_config(variant: str = "xl") -> Config:
     sampler=Sampler(method="heun", steps=32),
     optimizer=AdamW(lr=1e-4, warmup=5_000),
     evals={"loss": ValLoss(every=10_000)},
+    best="loss/generation/mean",
     mesh=Mesh(fsdp=16),
     spike=5.0,
     roll_back=True,
@@ -44,7 +45,7 @@ def get_config(variant: str = "xl") -> Config:
       config.mesh, config.topology = Mesh(), "v5e:2x4"
       config.sampler.steps = 4
       config.steps, config.log_every, config.save_every = 20, 5, 10
-      config.evals["loss"].count, config.evals["loss"].every = 8, 0
+      config.evals["loss"].count, config.evals["loss"].every, config.best = 8, 0, ""
     case _:
       raise ValueError(f"unknown variant {variant!r}: choose xl, 2b or tiny")
   return config
