@@ -123,14 +123,12 @@ def start(workdir, data_dir, devices=1, environment=(), variant="evals", **field
   """A process that trains, with so many CPU devices."""
   fields = {"steps": STEPS, "log_every": 2, "save_every": 5, "data.batch_size": 4, "data.data_dir": data_dir, **fields}
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
-  command = [
-    sys.executable,
-    "-m",
-    "vdt.train",
-    f"--config={ROOT}/tests/short.py:{variant}",
-    f"--workdir={workdir}",
-    *flags,
-  ]
+  run = [f"--config={ROOT}/tests/short.py:{variant}", f"--workdir={workdir}"]
+  return process(["vdt.train", *run, *flags], data_dir, devices, environment)
+
+
+def process(module, data_dir, devices=1, environment=()):
+  """A process of a module and its arguments."""
   ours = {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": xla.devices(devices),
@@ -138,7 +136,7 @@ def start(workdir, data_dir, devices=1, environment=(), variant="evals", **field
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-  return subprocess.Popen(command, env={**os.environ, **ours, **dict(environment)}, **pipes)
+  return subprocess.Popen([sys.executable, "-m", *module], env={**os.environ, **ours, **dict(environment)}, **pipes)
 
 
 def start_together(workdir, data_dir, count, devices, last=(), **fields):

@@ -10,10 +10,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from short import NOTES, ROOT, finish, get_config, last_step, meeting, rows, start_together
+from short import NOTES, ROOT, finish, get_config, last_step, meeting, process, rows, start_together
 from xla import devices
 
+from data_pipelines.video import read_clip
+from vdt import cli
 from vdt.checkpoint import Checkpointer
+from vdt.evaluate import flat
 
 FIELDS = {"steps": 20, "data.batch_size": 8, "mesh.fsdp": 2, "save_every": 5}
 
@@ -100,6 +103,7 @@ def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir, monke
   assert code == 0, err
   for mine, theirs in zip(rows(other), rows(whole), strict=True):
     assert mine == pytest.approx(theirs, rel=1e-5)
+  assert_told_alike(other, data_dir, tmp_path)
 
   data = get_config().data
   data.data_dir = data_dir
@@ -113,6 +117,25 @@ def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir, monke
       if note["step"] < 30:  # read ahead, further ones are too
         read[note["step"]].update(rows_read)
     assert all(read[step] == set(range(data.batch_size)) for step in range(30)), "every clip of every step"
+
+
+def assert_told_alike(workdir, data_dir, tmp_path):
+  """`vdt evaluate` and `vdt sample` of a run: in this process, each row on a device of its own, and in two, over all
+  axes but data."""
+  axes = {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}
+  meshed = [f"--config.mesh.{axis}={count}" for axis, count in axes.items()]
+  verbs = {"evaluate": "--json={}/loss.json", "sample": "--out={}"}
+  for verb, out in verbs.items():
+    said = [verb, f"--workdir={workdir}"]
+    cli.main([*said, out.format(tmp_path / "one")])
+    module = ["vdt.cli", *said, out.format(tmp_path / "two"), *meshed]
+    codes, told = ends([process(module, data_dir, 4, names) for names in meeting(2)])
+    assert codes == [0, 0], told
+  mine, theirs = (json.loads((tmp_path / name / "loss.json").read_text())["tables"] for name in ("one", "two"))
+  assert flat(mine) == pytest.approx(flat(theirs), rel=1e-5) and flat(mine)
+  for number in range(8):
+    mine, theirs = (read_clip(tmp_path / name / f"{number:04}.mp4", 8, (16, 16), 8.0) for name in ("one", "two"))
+    assert np.abs(mine.astype(int) - theirs).max() <= 2, "a rounding, and what the file makes of it"
 
 
 def test_rows_lie_where_the_mesh_has_them_whichever_host_has_which_device(tmp_path):

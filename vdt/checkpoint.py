@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vdt import distributed
 from vdt.averages import Averages
@@ -122,15 +123,15 @@ class Checkpointer:
       check_same(found, shapes(target), f"checkpoint {step}")
       return State(**self.read(step, target, ocp.checkpoint_utils.construct_restore_args(target)))
 
-  def weights(self, like: Any, step: int | None = None) -> Any:
+  def weights(self, like: Any, step: int | None = None, part: bool = False) -> Any:
     """The average weights saved at `step` (default: the newest), in the shapes and shardings of `like`.
 
-    Nothing else is read. ValueError as `restore`.
+    Nothing else is read. part: there may be more than `like` has. ValueError as `restore`.
     """
     step = self.there(step)
     with self.reading(step):
-      found = {path: shape for path, shape in self.saved(step).items() if path.startswith("ema/")}
-      check_same(found, shapes({"ema": like}), f"checkpoint {step}")
+      found, wanted = self.averaged(step), shapes({"ema": like})
+      check_same({path: found[path] for path in {*found} & {*wanted}} if part else found, wanted, f"checkpoint {step}")
       return self.read(step, {"ema": like}, ocp.checkpoint_utils.construct_restore_args({"ema": like}))["ema"]
 
   def arrays(self, step: int | None = None, only: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -160,6 +161,10 @@ class Checkpointer:
     if not (found := shapes(saved.tree if hasattr(saved, "tree") else saved)):
       raise ValueError("its metadata is missing")
     return found
+
+  def averaged(self, step: int) -> dict[str, tuple[int, ...]]:
+    """`saved`, of the average weights."""
+    return {path: shape for path, shape in self.saved(step).items() if path.startswith("ema/")}
 
   def read(self, step: int, like: Any, how: Any) -> dict[str, Any]:
     """The fields of the state saved at `step` that `like` has; how: Orbax's arguments."""
@@ -224,27 +229,26 @@ def origin(workdir: str) -> Iterator[tuple[Checkpointer, int]]:
 def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   """`params` with every array that the average weights of the run in `workdir` hold in the same shape, and a report.
 
-  The report names what matched, what stays new (missing there, or of another shape) and what was not used.
+  A process reads what its devices hold of these, and nothing else. The report names what matched, what stays new
+  (missing there, or of another shape) and what was not used.
   FileNotFoundError if it is not there; ValueError if nothing matches, or it cannot be read. Nothing there is changed.
   """
-  with origin(workdir) as (checkpoints, step):
-    saved = checkpoints.arrays(step, ("ema",))["ema"]
-  theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+  leaves, name = flatten_dict(params), lambda path: "/".join(map(str, path))
   ours = shapes(params)
-  matched = {path for path in ours if path in theirs and theirs[path].shape == ours[path]}
-  other = {
-    path: f"{path} {tuple(theirs[path].shape)} there, {ours[path]} here" for path in {*ours} & {*theirs} - matched
-  }
+  with origin(workdir) as (checkpoints, step):
+    with checkpoints.reading(step):
+      theirs = {path.removeprefix("ema/"): shape for path, shape in checkpoints.averaged(step).items()}
+    matched = {path: leaf for path, leaf in leaves.items() if theirs.get(name(path)) == leaf.shape}
+    found = checkpoints.weights(unflatten_dict(matched), step, part=True) if matched else {}
   if not matched:
     raise ValueError(f"init_from: no parameter of {workdir} matches this model's")
-  load = lambda path, leaf: (
-    jax.device_put(theirs[path_name(path)], leaf.sharding) if path_name(path) in matched else leaf
-  )
+  other = [path for path in {*ours} & {*theirs} if ours[path] != theirs[path]]
   rows = {
     "matched": [f"{len(matched)} arrays"],
     "missing": sorted({*ours} - {*theirs}),
-    "other shape": sorted(other.values()),
+    "other shape": sorted(f"{path} {theirs[path]} there, {ours[path]} here" for path in other),
     "unused": sorted({*theirs} - {*ours}),
   }
   report = "\n".join(f"  {name}: {', '.join(values) or 'none'}" for name, values in rows.items())
-  return jax.tree_util.tree_map_with_path(load, params), f"init_from {workdir} step {step}:\n{report}"
+  params = unflatten_dict({**leaves, **flatten_dict(found)})
+  return params, f"init_from {workdir} step {step}:\n{report}"
