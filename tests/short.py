@@ -119,30 +119,29 @@ def eight():
   return product(arms, seeds(2))
 
 
-def start(workdir, data_dir, devices=1, environment=(), variant="evals", **fields):
+def start(workdir, data_dir, devices=1, environment=(), variant="evals", cwd=None, **fields):
   """A process that trains, with so many CPU devices."""
   fields = {"steps": STEPS, "log_every": 2, "save_every": 5, "data.batch_size": 4, "data.data_dir": data_dir, **fields}
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
   run = [f"--config={ROOT}/tests/short.py:{variant}", f"--workdir={workdir}"]
-  return process(["vdt.train", *run, *flags], data_dir, devices, environment)
+  return python(["vdt.train", *run, *flags], data_dir, devices, environment, cwd)
 
 
-def process(module, data_dir, devices=1, environment=()):
+def python(module, data_dir, devices=1, environment=(), cwd=None):
   """A process of a module and its arguments."""
   ours = {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": xla.devices(devices),
-    "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
+    "JAX_COMPILATION_CACHE_DIR": os.path.abspath(f"{data_dir}/cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
-  pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-  return subprocess.Popen([sys.executable, "-m", *module], env={**os.environ, **ours, **dict(environment)}, **pipes)
+  how = dict(env={**os.environ, **ours, **dict(environment)}, cwd=cwd, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen([sys.executable, "-m", *module], stdout=subprocess.PIPE, **how)
 
 
-def start_together(workdir, data_dir, count, devices, last=(), **fields):
-  """Processes of one run, with so many CPU devices each; `last` are fields of the last one alone."""
-  each = zip(meeting(count), [()] * (count - 1) + [last])
-  return [start(workdir, data_dir, devices, names, **{**fields, **dict(more)}) for names, more in each]
+def start_together(workdir, data_dir, count, devices, **fields):
+  """Processes of one run, with so many CPU devices each."""
+  return [start(workdir, data_dir, devices, names, **fields) for names in meeting(count)]
 
 
 def meeting(count):

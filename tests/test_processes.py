@@ -2,15 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from short import NOTES, ROOT, finish, get_config, last_step, meeting, process, rows, start_together
+from short import NOTES, ROOT, finish, get_config, last_step, meeting, python, rows, start, start_together
 from xla import devices
 
 from data_pipelines.video import read_clip
@@ -129,7 +131,7 @@ def assert_told_alike(workdir, data_dir, tmp_path):
     said = [verb, f"--workdir={workdir}"]
     cli.main([*said, out.format(tmp_path / "one")])
     module = ["vdt.cli", *said, out.format(tmp_path / "two"), *meshed]
-    codes, told = ends([process(module, data_dir, 4, names) for names in meeting(2)])
+    codes, told = ends([python(module, data_dir, 4, names) for names in meeting(2)])
     assert codes == [0, 0], told
   mine, theirs = (json.loads((tmp_path / name / "loss.json").read_text())["tables"] for name in ("one", "two"))
   assert flat(mine) == pytest.approx(flat(theirs), rel=1e-5) and flat(mine)
@@ -176,8 +178,28 @@ def test_a_process_that_stands_still_does_not_leave_the_others_waiting(tmp_path,
   assert processes[0].returncode == 77 and "no step in 40 s" in said and "vdt/train.py" in said, said
 
 
-def test_processes_that_disagree_say_on_what(tmp_path, data_dir):
-  codes, said = ends(start_together(tmp_path, data_dir, 2, 1, last={"seed": 1}, **{**FIELDS, "mesh.fsdp": 1}))
-  assert codes == [1, 1] and not (tmp_path / "config.json").exists()
+@pytest.mark.parametrize("what", ["config", "sources", "data set"])
+def test_processes_that_disagree_say_on_what(tmp_path, data_dir, what):
+  """On a field, on a file of the code, or on what lies at one name on each of two hosts, here in folders of theirs."""
+  hosts, data = [tmp_path / "0", tmp_path / "1"], get_config().data
+  data.data_dir = data_dir
+  data.prepare()
+  for host in hosts:
+    host.mkdir()
+    for name in ("vdt", "data_pipelines"):
+      shutil.copytree(ROOT / name, host / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(data_dir) / "simulated", host / "data" / "simulated")
+  match what:
+    case "sources":
+      source = hosts[1] / "vdt" / "writer.py"
+      source.write_text(source.read_text() + "# a line\n")
+    case "data set":
+      (told,) = (hosts[1] / "data").rglob("sprites16/*/dataset_info.json")
+      told.write_text(told.read_text().replace('"name"', '"name" '))
+  names = [{**each, "PYTHONPATH": str(host), "PYTHONSAFEPATH": "1"} for each, host in zip(meeting(2), hosts)]
+  seeds = (0, 1 if what == "config" else 0)
+  runs = zip(names, hosts, seeds)
+  codes, said = ends([start(tmp_path / "run", "data", 1, each, cwd=host, seed=seed) for each, host, seed in runs])
+  assert codes == [1, 1] and not (tmp_path / "run" / "config.json").exists(), said
   for each in said:
-    assert "disagree on their config" in each and "others than process 0 has: 1" in each
+    assert f"disagree on their {what}" in each and "others than process 0 has: 1" in each

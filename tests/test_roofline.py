@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdt import roofline, topology
-from vdt.network import links
+from vdt.network import links, load
 from vdt.topology import CHIPS
 
 missing = importlib.util.find_spec("libtpu") is None
@@ -56,14 +56,27 @@ def test_a_loop_counts_as_often_as_it_runs():
   few, many = (cost(layers, (4096, 1024), (count, 1024, 1024)) for count in (4, 12))
   assert many.flops == 3 * few.flops == 12 * 2 * 4096 * 1024 * 1024
   assert many.bytes < 3.3 * few.bytes
-  stacked = cost(jax.grad(lambda x, w: layers(x, w).astype("float32").sum(), 1), (4096, 1024), (12, 1024, 1024)).stacked
-  assert 12 * 4096 * 1024 * 2 <= stacked <= 3 * 12 * 4096 * 1024 * 2, "the inputs of tanh or of the products are kept"
+
+
+@needs_compiler
+@pytest.mark.parametrize("unroll", [False, True])
+def test_what_the_forward_pass_keeps_is_counted_and_what_products_take(unroll):
+  """In a stack that a loop fills, or array by array: of 12 layers the inputs of tanh, of the products, or both."""
+
+  def layers(x, weights):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights, unroll=unroll)[0].astype("float32").sum()
+
+  found = cost(jax.grad(layers, 1), (65536, 1024), (12, 1024, 1024))
+  tokens, weights = 65536 * 1024 * 2, 1024 * 1024 * 2
+  assert 10 * tokens <= found.kept <= 25 * tokens
+  assert 12 * (6 * tokens + 3 * weights) == pytest.approx(found.operands, rel=0.1), "the first has no input's gradient"
 
 
 @needs_compiler
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_kernel_is_charged_its_products(causal):
-  """Two heads of 256 x 512 queries and keys of 128: the compiler itself counts none of a kernel's FLOPs."""
+  """Two heads of 256 x 512 queries and keys of 128: the compiler itself counts none of a kernel's FLOPs, nor that each
+  block of queries reads the keys and values."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -77,6 +90,9 @@ def test_a_kernel_is_charged_its_products(causal):
 
   found = cost(attend, (2, 256, 128), (2, 512, 128), (2, 512, 128), name="v5e:1x1")
   assert found.flops == 2 * 2 * 2 * 256 * 512 * 128 * (0.5 if causal else 1)
+  queries, keys = 2 * 256 * 128 * 2, 2 * 512 * 128 * 2
+  read = 2 * queries + 2 * keys * (1 if causal else 2)  # causal: each block half of them
+  assert read <= found.bytes <= 1.1 * read
 
 
 @needs_compiler
@@ -151,6 +167,17 @@ def test_links_follow_the_equations_of_rings_and_lines():
   assert links("all-gather", size, apart, shape, CHIP) == pytest.approx(4 * size * 3 / 4 / CHIP.link)
   everyone = [(i, j) for i in range(16) for j in range(16)]
   assert links("all-gather", size, everyone, shape, CHIP) == pytest.approx(size * 255 / 256 / (4 * CHIP.link))
+
+
+def test_messages_share_the_links_on_their_way():
+  shift = lambda by, length: [((i, 0), ((i + by) % length, 0)) for i in range(length)]
+  assert load(shift(1, 16), (16, 16), 16) == 1, "a ring"
+  assert load(shift(3, 16), (16, 16), 16) == 3
+  assert load(shift(1, 8), (8, 8), 16) == 1, "a line: what comes round goes back over its links"
+  assert load(shift(15, 16), (16, 16), 16) == 1, "backwards"
+  across = [((i, 0), (7 - i, 0)) for i in range(8)]
+  assert load(across, (8, 8), 16) == 4, "all that is left of the middle passes it"
+  assert load([((0, 0), (0, 0))], (8, 8), 16) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a collective needs of the networks between chips: the links inside a slice, or what joins slices."""
 
+import collections
 import math
 from typing import Any
 
@@ -8,10 +9,33 @@ import numpy as np
 from vdt.topology import Chip, Slice
 
 
+def taken(each: Any, kind: str, moved: float, where: Slice) -> tuple[str, float]:
+  """The network that a collective of `moved` bytes a chip uses, and for how many seconds."""
+  if not each.source_target_pairs:
+    return seconds(kind, moved, group(each, len(where.devices)), where)
+  pairs = [(where.devices[pair.source], where.devices[pair.target]) for pair in each.source_target_pairs]
+  if any(getattr(a, "slice_index", 0) != getattr(b, "slice_index", 0) for a, b in pairs):
+    return "dcn", moved / where.chip.dcn
+  return "ici", moved * load([(a.coords, b.coords) for a, b in pairs], where.shape, where.chip.ring) / where.chip.link
+
+
+def load(pairs: list[tuple[Any, Any]], shape: tuple[int, ...], ring: int) -> int:
+  """How many of the pairs' messages the busiest link carries, each sent axis by axis and the shorter way round."""
+  carried = collections.Counter()
+  for start, end in pairs:
+    at = [*start]
+    for axis, (length, target) in enumerate(zip(shape, end)):
+      there = (target - at[axis]) % length if length % ring == 0 else target - at[axis]
+      way = there - length if length % ring == 0 and 2 * there > length else there
+      for _ in range(abs(way)):
+        forward = way > 0
+        carried[(*at, axis, forward)] += 1
+        at[axis] = (at[axis] + (1 if forward else -1)) % length
+  return max(carried.values(), default=0)
+
+
 def group(each: Any, count: int) -> list[int]:
   """The first group of a collective, as its devices' places among the `count` of the program."""
-  if each.source_target_pairs:
-    return [each.source_target_pairs[0].source, each.source_target_pairs[0].target]
   if each.HasField("mesh_axes_replica_group_list"):
     named = each.mesh_axes_replica_group_list
     shape = [axis.size for axis in named.mesh.axes]
@@ -65,8 +89,6 @@ def links(kind: str, moved: float, coords: list[tuple[int, ...]], shape: tuple[i
   match kind:
     case "all-to-all":
       return moved * slowest
-    case "collective-permute":
-      return moved / chip.link
     case "all-reduce":
       return 2 * moved * (count - 1) / count / rate
   return moved * (count - 1) / count / rate

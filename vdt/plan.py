@@ -51,10 +51,11 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
 
   Bytes and FLOPs are of one chip and one step unless named otherwise; what a program costs is found once and kept in
   CACHE. least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the
-  weights read three times in bfloat16 and what is kept for the backward pass written and read. Where batches have
-  several shapes, all of them are to fit: `train`, `memory` and `least_bytes` are of the first one, `buckets` of the
-  others, and the rest is a step's mean. TooLarge with what to change if it does not fit; ValueError for a config or a
-  slice that cannot be.
+  weights read three times in bfloat16 and what is kept for the backward pass written and read. least_unfused_bytes: at
+  least where every matrix product and kernel reads what it takes from HBM and writes what it makes there, beside the
+  state. Where batches have several shapes, all of them are to fit: `train`, `memory` and the least bytes are of the
+  first one, `buckets` of the others, and the rest is a step's mean. TooLarge with what to change if it does not fit;
+  ValueError for a config or a slice that cannot be.
   """
   where = topology.describe(name, slices)
   config.check()
@@ -105,6 +106,7 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
       for shape, each in zip(shapes[1:], programs[1:])
     ],
     "least_bytes": least,
+    "least_unfused_bytes": 2 * sum(held.values()) + train["operands"],
     "step_seconds": seconds,
     "mfu": sum(model_flops.values()) / (chips * chip.peak * seconds),
     "chip_hours": hours * chips,
@@ -216,10 +218,11 @@ def compiled_for(lowered: Any, where: Slice) -> dict[str, Any]:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
-    "activations": cost.stacked,
+    "activations": cost.kept,
     "seconds": cost.seconds,
     "flops": cost.flops,
     "bytes": cost.bytes,
+    "operands": cost.operands,
     "bound": dict(cost.bound),
     "collectives": [
       {"kind": kind, "network": network, **dataclasses.asdict(traffic)}
@@ -292,7 +295,8 @@ def table(found: dict[str, Any]) -> str:
     ("step, estimated", f"{1e3 * steps:.1f} ms: {bound}"),
     (
       "HBM traffic a step",
-      f"{train['bytes'] / 1e9:.1f} GB a chip, {train['bytes'] / found['least_bytes']:.1f} of the least",
+      f"{train['bytes'] / 1e9:.1f} GB a chip, {train['bytes'] / found['least_bytes']:.1f} of the least, "
+      f"{train['bytes'] / found['least_unfused_bytes']:.2f} of what the products take and make",
     ),
     ("MFU, estimated", f"{100 * found['mfu']:.1f} %"),
     ("the run, estimated", f"{found['chip_hours']:,.0f} chip-hours, {found['days']:.1f} days"),

@@ -25,6 +25,8 @@ SIZES = {"PRED": 1, "S8": 1, "U8": 1, "S16": 2, "U16": 2, "F16": 2, "BF16": 2, "
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 """Pallas kernels by name, and the products of queries and keys, or of their size, that they take."""
+BLOCK = re.compile(r"block_(\d+)")
+"""A `jax.named_scope` that says how many queries, or keys, one of them takes at a time."""
 STATED = re.compile(r'"cost_estimate": *\{"flops": *"(\d+)"')
 FUSED = "async-collective-"  # how the compiler names the fusions that start and end a collective
 HBM = 0  # the memory space of a layout; others are on the chip, or the host's
@@ -44,8 +46,9 @@ class Traffic:
 class Cost:
   """Of one run on one chip. bound: seconds by what bounds them ("matrix", "memory", "copies", "ici", "dcn").
 
-  top: seconds, FLOPs and bytes by the place in the source (`op_name`) that an instruction comes from. stacked: bytes of
-  what the forward pass's loop over layers leaves for the backward pass.
+  top: seconds, FLOPs and bytes by the place in the source (`op_name`) that an instruction comes from. kept: bytes of
+  what the forward pass leaves for the backward pass. operands: bytes that matrix products and kernels take and make,
+  each by itself, in bfloat16: what a program moves at least whose products all go through HBM.
   """
 
   seconds: float = 0.0
@@ -54,14 +57,16 @@ class Cost:
   bound: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   traffic: dict[tuple[str, str], Traffic] = dataclasses.field(default_factory=dict)
   top: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  stacked: float = 0.0
+  kept: float = 0.0
+  operands: float = 0.0
 
   def add(self, other: "Cost", times: float = 1.0) -> None:
     """Adds what `other` costs when it runs `times` times."""
     self.seconds += times * other.seconds
     self.flops += times * other.flops
     self.bytes += times * other.bytes
-    self.stacked = max(self.stacked, other.stacked)
+    self.kept = max(self.kept, other.kept)
+    self.operands += times * other.operands
     for name, seconds in other.bound.items():
       self.bound[name] += times * seconds
     for key, theirs in other.traffic.items():
@@ -73,10 +78,11 @@ class Cost:
 
 
 class Work(NamedTuple):
-  """One instruction: matrix FLOPs and bytes to and from HBM."""
+  """One instruction: matrix FLOPs, bytes to and from HBM, and operands as `Cost` has them."""
 
   flops: float
   bytes: float
+  operands: float = 0.0
 
 
 @dataclasses.dataclass
@@ -174,8 +180,6 @@ class Program:
       if each.opcode == "while":
         inside = Cost()
         inside.add(self.cost(each.called_computation_ids[0]), float(self.trips(each)))
-        if "jvp" in each.metadata.op_name and "transpose" not in each.metadata.op_name:
-          inside.stacked = max(inside.stacked, self.stacked(each))
         total.add(inside)
         advance(inside.seconds, inside.seconds)
       elif each.opcode in ("conditional", "call"):
@@ -203,12 +207,14 @@ class Program:
         total.seconds += seconds
         total.flops += work.flops
         total.bytes += work.bytes
+        total.operands += work.operands
         total.bound["matrix" if matrix >= memory else "memory"] += seconds
         name = each.metadata.op_name or each.opcode
         total.top[name] = total.top.get(name, 0) + np.array([seconds, work.flops, work.bytes])
         advance(seconds, memory)
     for started in pending.values():  # its end was not found: it is waited for
       move(started, started.left)
+    total.kept = max(total.kept, sum(map(self.kept, self.computations[number].instructions)))
     return total
 
   def trips(self, loop: Any) -> int:
@@ -221,6 +227,32 @@ class Program:
         v for each in self.computations[number].instructions if each.opcode == "constant" for v in integers(each)
       ]
     return max([value for value in limits if value > 0], default=1)
+
+  def kept(self, each: Any) -> float:
+    """HBM bytes of what an instruction of the forward pass makes and one of the backward pass reads."""
+    if self.copies(each) or not self.forward(each):
+      return 0.0
+    if each.opcode == "while":
+      return self.stacked(each)
+    if not each.shape.tuple_shapes:
+      return in_hbm(each.shape) if self.reaches_back(each) else 0.0
+    parts = [user for user in self.users[each.id] if user.opcode == "get-tuple-element"]
+    return sum(in_hbm(part.shape) for part in parts if self.reaches_back(part))
+
+  def copies(self, each: Any) -> bool:
+    """Whether an instruction hands on what another one made, as it is: to a name, or to or from VMEM."""
+    return each.opcode in FREE | {"copy-start", "copy-done"}
+
+  def forward(self, each: Any) -> bool:
+    """Whether an instruction is of the forward pass of what is differentiated."""
+    return "jvp" in each.metadata.op_name and "transpose" not in each.metadata.op_name
+
+  def reaches_back(self, each: Any) -> bool:
+    """Whether the backward pass reads what an instruction makes."""
+    return any(
+      self.reaches_back(user) if self.copies(user) else "transpose(jvp" in user.metadata.op_name
+      for user in self.users[each.id]
+    )
 
   def stacked(self, loop: Any) -> float:
     """Bytes of the arrays that a loop fills, a row each time it runs; not of those that it hands on."""
@@ -243,7 +275,7 @@ class Program:
       written = in_hbm(each.shape)
       if written:
         written = min(written, self.written(self.instructions[body.root_id]))
-      return Work(self.flops(each), read + written)
+      return Work(self.flops(each), read + written, self.operands(each))
     if each.opcode == "custom-call":
       if each.custom_call_target == "tpu_custom_call":
         return self.kernel(each)
@@ -253,16 +285,19 @@ class Program:
     if each.opcode in ("dynamic-slice", "slice", "gather"):
       size = sum(size for size, _ in sizes(each.shape))
       return Work(0.0, in_hbm(each.shape) + (size if in_hbm(operands[0].shape) else 0.0))
-    return Work(self.flops(each), in_hbm(each.shape) + sum(in_hbm(operand.shape) for operand in operands))
+    moved = in_hbm(each.shape) + sum(in_hbm(operand.shape) for operand in operands)
+    return Work(self.flops(each), moved, self.operands(each))
 
   def kernel(self, each: Any) -> Work:
-    """Of a Pallas kernel, which the compiler does not look into: its operands and results once, and its products.
+    """Of a Pallas kernel, which the compiler does not look into: its operands and results, and its products.
 
     The products are those that it states (`cost_estimate`), or that KERNELS has for it; ValueError if neither is there.
+    One of KERNELS reads two of its operands again for each block of the others: keys and values for those of queries,
+    or queries and gradients for those of keys.
     """
     moved = in_hbm(each.shape) + sum(in_hbm(self.instructions[number].shape) for number in each.operand_ids)
     if stated := STATED.search(each.backend_config.decode()):
-      return Work(float(stated[1]), moved)
+      return Work(float(stated[1]), moved, moved)
     name = each.metadata.op_name
     counts = [count for pattern, count in KERNELS.items() if re.search(pattern, name)]
     if not counts:
@@ -270,7 +305,11 @@ class Program:
     shapes = [self.instructions[number].shape for number in each.operand_ids]
     query, key = [list(shape.dimensions) for shape in shapes if element(shape) in ("BF16", "F32")][:2]
     share = 0.5 if "causal" in name else 1.0  # a `jax.named_scope` says so: half of all pairs
-    return Work(share * counts[0] * 2.0 * math.prod(query) * key[-2], moved)
+    block = int(found[1]) if (found := BLOCK.search(name)) else 128
+    still, again = (key, query) if "dkv" in name else (query, key)
+    rounds = max(share * still[-2] / block, 1.0)
+    again = 2 * (rounds - 1) * math.prod(again) * SIZES[element(shapes[0])]
+    return Work(share * counts[0] * 2.0 * math.prod(query) * key[-2], moved + again, moved)
 
   def read(self, number: int) -> float:
     """Bytes that a fused computation reads of one of its parameters, or of what is a mere view of it."""
@@ -320,6 +359,15 @@ class Program:
     if each.opcode == "convolution":
       return 2.0 * self.products(each)
     return 0.0
+
+  def operands(self, each: Any) -> float:
+    """See `Cost`: of the matrix products in an instruction."""
+    if each.opcode == "fusion":
+      return sum(map(self.operands, self.computations[each.called_computation_ids[0]].instructions), 0.0)
+    if each.opcode not in ("dot", "convolution"):
+      return 0.0
+    shapes = [each.shape, *(self.instructions[number].shape for number in each.operand_ids)]
+    return 2.0 * sum(math.prod(shape.dimensions) for shape in shapes)
 
   def products(self, each: Any) -> float:
     """Multiply-adds of a convolution, to which the TPU compiler turns every matrix product; padding is left out."""
@@ -381,7 +429,7 @@ class Program:
     given = sum(size for shape in shapes for size, _ in sizes(shape))
     made = sum(size for size, _ in sizes(each.shape)) - (given if each.opcode.endswith("-start") else 0)
     moved = float(made if kind == "all-gather" else given)
-    name, seconds = network.seconds(kind, moved, network.group(each, len(self.where.devices)), self.where)
+    name, seconds = network.taken(each, kind, moved, self.where)
     return Pending(kind, name, moved, seconds, seconds)
 
   def fused_collective(self, start: Any) -> Pending:

@@ -57,7 +57,7 @@ def attention(mesh: jax.sharding.Mesh, query: jax.Array, key: jax.Array, value: 
   each = lambda q, k, v: jax.vmap(kernel)(q, k, v)
   spec = P("fsdp", "tensor", None, None)
   turned = (x.swapaxes(1, 2) for x in (query * HEAD**-0.5, key, value))
-  with jax.named_scope("causal"):
+  with jax.named_scope(f"causal_block_{block}"):
     return jax.shard_map(each, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(*turned).swapaxes(1, 2)
 
 

@@ -133,6 +133,10 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   np.testing.assert_allclose(scanned, nnx.merge(graphdef, params)(x, t, cond, kernels=True), atol=2e-6)
   first = {**params, "pattern": jax.tree.map(lambda leaf: leaf[:1], params["pattern"])}
   assert not np.allclose(scanned, one.apply(first, x, t, cond), atol=1e-3), "all repeats count"
+  written_out = config(depth=6, scan=False).build(FRAMES, SIZE, {})
+  compiled = [jax.jit(each.apply).lower(params, x, t, cond).compile() for each in (network, written_out)]
+  np.testing.assert_allclose(scanned, compiled[1](params, x, t, cond), atol=2e-6)
+  assert [" while(" in each.as_text() for each in compiled] == [True, False]
 
   grads, programs = {}, {}
   for remat in ("none", "dots", "full"):

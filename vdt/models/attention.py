@@ -73,7 +73,8 @@ def attend_long(
     )
     for _ in query.shape[:-3]:
       kernel = jax.vmap(kernel)
-    return kernel(query * size**-0.5, key, value)
+    with jax.named_scope(f"block_{block}"):  # `vdt plan` reads it
+      return kernel(query * size**-0.5, key, value)
 
   if lies is not None:
     mesh = jax.sharding.get_abstract_mesh()

@@ -60,14 +60,16 @@ class TransformerConfig:
   labels. text: numbers of a token of text, 0 = no text; encoder: what makes them of the numbers of its pieces, trained
   along, so wide; pooled: whether the mean of these tokens is added to the time as well. sound: numbers that are heard
   in a frame. fps, size: whether the frames a second, and the height and width of a video, are told, beside its time.
-  remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". dtype: of the computation;
-  parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds
-  tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds that of time
-  before the second block (Latte's); "rope+places" turns, and adds that of places in a frame alone: with it, a model of
-  images (pattern (("space",),), say) goes on by `init_from` as one of videos whose attentions over time are new, and
-  which makes at first of each frame what it made of the image. given: whether the mask of what was given is a channel
-  more of the input; without it a frame's time of 0 says so. variance: whether as many channels more come out. discrete:
-  see `TimeEmbedding`.
+  remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". scan: whether the
+  repeats of the pattern are compiled once, as a loop; one after the other they take the compiler longer, and a training
+  step on a TPU less (what a loop keeps for the backward pass it copies into a stack, and out of it). dtype: of the
+  computation; parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances;
+  "sincos" adds tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds
+  that of time before the second block (Latte's); "rope+places" turns, and adds that of places in a frame alone: with
+  it, a model of images (pattern (("space",),), say) goes on by `init_from` as one of videos whose attentions over time
+  are new, and which makes at first of each frame what it made of the image. given: whether the mask of what was given
+  is a channel more of the input; without it a frame's time of 0 says so. variance: whether as many channels more come
+  out. discrete: see `TimeEmbedding`.
   """
 
   depth: int = 12
@@ -91,6 +93,7 @@ class TransformerConfig:
   size: bool = False
   sound: int = 0
   pooled: bool = False
+  scan: bool = True
 
   @property
   def conditions(self) -> tuple[str, ...]:
@@ -437,7 +440,7 @@ class VideoDiT(nnx.Module):
     return {**found, "out": self.leave(tokens, around)}
 
   def repeat(self, tokens: Float[Array, "b f n d"], around: Around) -> Float[Array, "b f n d"]:
-    """The pattern, again and again, as one scan: depth costs no compile time."""
+    """The pattern, again and again: as one scan, whose depth costs no compile time, or written out."""
     graphdef, stacked = nnx.split(self.pattern)
 
     def body(tokens: Array, layer: tuple) -> tuple[Array, None]:
@@ -445,4 +448,5 @@ class VideoDiT(nnx.Module):
       return nnx.merge(graphdef, params)(tokens, around, number), None
 
     numbers = jnp.arange(self.config.depth // len(self.config.pattern))
-    return jax.lax.scan(REMAT[self.config.remat](body), tokens, (numbers, stacked))[0]
+    written_out = not self.config.scan
+    return jax.lax.scan(REMAT[self.config.remat](body), tokens, (numbers, stacked), unroll=written_out)[0]
