@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdt import roofline, topology
+from vdt.models.layers import DENSE
+from vdt.models.transformer import REMAT
 from vdt.network import links, load
 from vdt.topology import CHIPS
 
@@ -61,37 +64,50 @@ def test_a_loop_counts_as_often_as_it_runs():
 @needs_compiler
 @pytest.mark.parametrize("unroll", [False, True])
 def test_what_the_forward_pass_keeps_is_counted_and_what_products_take(unroll):
-  """In a stack that a loop fills, or array by array: of 12 layers the inputs of tanh, of the products, or both."""
+  """In a stack that a loop fills, or array by array: of 12 layers what the products take, and tanh, in float32."""
 
   def layers(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights, unroll=unroll)[0].astype("float32").sum()
 
   found = cost(jax.grad(layers, 1), (65536, 1024), (12, 1024, 1024))
   tokens, weights = 65536 * 1024 * 2, 1024 * 1024 * 2
-  assert 10 * tokens <= found.kept <= 25 * tokens
+  assert 10 * tokens <= found.kept <= 37 * tokens
   assert 12 * (6 * tokens + 3 * weights) == pytest.approx(found.operands, rel=0.1), "the first has no input's gradient"
+
+
+@needs_compiler
+def test_what_is_offloaded_goes_over_the_hosts_link_there_and_back():
+  def layers(x, weights):
+    body = lambda x, w: (jnp.tanh(checkpoint_name(x @ w, DENSE)), None)
+    return jax.lax.scan(REMAT["offload"](body), x, weights)[0].astype("float32").sum()
+
+  found = cost(jax.grad(layers, 1), (65536, 1024), (12, 1024, 1024))
+  traffic, tokens = found.traffic["copy", "host"], 65536 * 1024 * 2
+  assert traffic.bytes == pytest.approx(2 * 12 * tokens, rel=0.2)
+  assert found.seconds >= traffic.seconds == pytest.approx(traffic.bytes / CHIP.host)
+  assert found.kept <= 37 * tokens - 12 * tokens, "what is offloaded is not in the chip's memory"
 
 
 @needs_compiler
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_kernel_is_charged_its_products(causal):
-  """Two heads of 256 x 512 queries and keys of 128: the compiler itself counts none of a kernel's FLOPs, nor that each
-  block of queries reads the keys and values."""
+  """Two heads of 1024 x 2048 queries and keys of 128: the compiler itself counts none of a kernel's FLOPs, nor that
+  each block of queries reads the keys and values."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
   kernel = splash.make_splash_mha_single_device(
-    masks.MultiHeadMask([masks.FullMask((256, 512))] * 2), block_sizes=splash.BlockSizes(128, 128)
+    masks.MultiHeadMask([masks.FullMask((1024, 2048))] * 2), block_sizes=splash.BlockSizes(128, 128)
   )
 
   def attend(query, key, value):
     with jax.named_scope("causal" if causal else "whole"):
       return kernel(query, key, value)
 
-  found = cost(attend, (2, 256, 128), (2, 512, 128), (2, 512, 128), name="v5e:1x1")
-  assert found.flops == 2 * 2 * 2 * 256 * 512 * 128 * (0.5 if causal else 1)
-  queries, keys = 2 * 256 * 128 * 2, 2 * 512 * 128 * 2
-  read = 2 * queries + 2 * keys * (1 if causal else 2)  # causal: each block half of them
+  found = cost(attend, (2, 1024, 128), (2, 2048, 128), (2, 2048, 128), name="v5e:1x1")
+  assert found.flops == 2 * 2 * 2 * 1024 * 2048 * 128 * (0.5 if causal else 1)
+  queries, keys = 2 * 1024 * 128 * 2, 2 * 2048 * 128 * 2
+  read = 2 * queries + 2 * keys * (4 if causal else 8)  # causal: each block half of them
   assert read <= found.bytes <= 1.1 * read
 
 

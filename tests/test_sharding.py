@@ -97,6 +97,11 @@ def test_a_batch_in_parts_is_the_batch(single, data_dir, axes):
   assert_same(steps(data_dir, "adamw", axes, micro_batches=2), single("adamw"))
 
 
+@pytest.mark.parametrize("model", [dict(remat="offload"), dict(remat="dots", scan=False)], ids=str)
+def test_what_changes_memory_and_time_alone_is_the_same_over_a_mesh(single, data_dir, model):
+  assert_same(steps(data_dir, "adamw", dict(fsdp=2, sequence=2, tensor=2), **model), single("adamw"))
+
+
 @pytest.mark.parametrize("pattern", [(("time", "joint"), ("space",)), (("causal", "space"),)], ids=str)
 @pytest.mark.parametrize("frames", [8, 5])
 def test_every_pattern_over_sequence_also_with_frames_that_do_not_divide(data_dir, pattern, frames):

@@ -97,6 +97,7 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
       "temporaries": train["peak"] - train["arguments"] - train["activations"],
       "peak": train["peak"],
       "chip": chip.hbm,
+      "host": train["host"],
     },
     "model_flops": model_flops,
     "hardware_flops": mean(each["flops"] for each in programs) * chips,
@@ -218,6 +219,7 @@ def compiled_for(lowered: Any, where: Slice) -> dict[str, Any]:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes,
+    "host": memory.host_temp_size_in_bytes,
     "activations": cost.kept,
     "seconds": cost.seconds,
     "flops": cost.flops,
@@ -282,6 +284,7 @@ def table(found: dict[str, Any]) -> str:
       if memory[name]
     ),
     ("HBM a chip: peak", f"{gib(memory['peak'])} of {gib(memory['chip'])}"),
+    *([("the host's memory a chip", gib(memory["host"]))] if memory["host"] else []),
     ("model FLOPs a step", f"{total:.3e} ({', '.join(share.values())})"),
     ("hardware FLOPs a step", f"{found['hardware_flops']:.3e}, {found['hardware_flops'] / total:.2f} of the model's"),
     *(

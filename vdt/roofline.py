@@ -22,6 +22,7 @@ from vdt.topology import Slice
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 SIZES = {"PRED": 1, "S8": 1, "U8": 1, "S16": 2, "U16": 2, "F16": 2, "BF16": 2, "S64": 8, "U64": 8, "F64": 8, "C64": 8}
+HANDING = FREE | {"copy-start", "copy-done"}  # they hand on what another one made: under a name, to VMEM, or from it
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 """Pallas kernels by name, and the products of queries and keys, or of their size, that they take."""
@@ -29,7 +30,9 @@ BLOCK = re.compile(r"block_(\d+)")
 """A `jax.named_scope` that says how many queries, or keys, one of them takes at a time."""
 STATED = re.compile(r'"cost_estimate": *\{"flops": *"(\d+)"')
 FUSED = "async-collective-"  # how the compiler names the fusions that start and end a collective
-HBM = 0  # the memory space of a layout; others are on the chip, or the host's
+HBM, HOST = 0, 5  # memory spaces of a layout; others are on the chip
+MOVES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")
+"""What takes an array, or a part of one, from one memory to another."""
 
 
 @dataclasses.dataclass
@@ -157,7 +160,7 @@ class Program:
 
     def advance(seconds: float, memory: float) -> None:
       """What was started goes on for `seconds`, of which HBM is busy for `memory`, one transfer a network at a time."""
-      free = {"ici": seconds, "send": seconds, "recv": seconds, "hbm": max(seconds - memory, 0.0)}
+      free = dict.fromkeys(("ici", "send", "recv", "host"), seconds) | {"hbm": max(seconds - memory, 0.0)}
       for each in pending.values():
         lane = each.kind if each.kind in ("send", "recv") else {"dcn": "send"}.get(each.network, each.network)
         done = min(each.left, free[lane])
@@ -230,29 +233,24 @@ class Program:
 
   def kept(self, each: Any) -> float:
     """HBM bytes of what an instruction of the forward pass makes and one of the backward pass reads."""
-    if self.copies(each) or not self.forward(each):
+    if each.opcode in HANDING or "jvp" not in each.metadata.op_name or "transpose(jvp" in each.metadata.op_name:
       return 0.0
     if each.opcode == "while":
       return self.stacked(each)
     if not each.shape.tuple_shapes:
-      return in_hbm(each.shape) if self.reaches_back(each) else 0.0
-    parts = [user for user in self.users[each.id] if user.opcode == "get-tuple-element"]
-    return sum(in_hbm(part.shape) for part in parts if self.reaches_back(part))
+      return self.read_back(each)
+    return sum(self.read_back(part) for part in self.users[each.id] if part.opcode == "get-tuple-element")
 
-  def copies(self, each: Any) -> bool:
-    """Whether an instruction hands on what another one made, as it is: to a name, or to or from VMEM."""
-    return each.opcode in FREE | {"copy-start", "copy-done"}
-
-  def forward(self, each: Any) -> bool:
-    """Whether an instruction is of the forward pass of what is differentiated."""
-    return "jvp" in each.metadata.op_name and "transpose" not in each.metadata.op_name
-
-  def reaches_back(self, each: Any) -> bool:
-    """Whether the backward pass reads what an instruction makes."""
-    return any(
-      self.reaches_back(user) if self.copies(user) else "transpose(jvp" in user.metadata.op_name
-      for user in self.users[each.id]
-    )
+  def read_back(self, each: Any, held: float = 0.0) -> float:
+    """HBM bytes of an array if the backward pass reads it, or a copy of it; held: those of what it is a copy of."""
+    held = max(held, 0.0 if each.shape.tuple_shapes else in_hbm(each.shape))
+    found = 0.0
+    for user in self.users[each.id]:
+      if user.opcode in HANDING:
+        found = max(found, self.read_back(user, held))
+      elif "transpose(jvp" in user.metadata.op_name:
+        found = max(found, held)
+    return found
 
   def stacked(self, loop: Any) -> float:
     """Bytes of the arrays that a loop fills, a row each time it runs; not of those that it hands on."""
@@ -303,7 +301,8 @@ class Program:
     if not counts:
       raise ValueError(f"the FLOPs of the kernel {name} are not known: it is to have a cost_estimate")
     shapes = [self.instructions[number].shape for number in each.operand_ids]
-    query, key = [list(shape.dimensions) for shape in shapes if element(shape) in ("BF16", "F32")][:2]
+    shapes = [shape for shape in shapes if element(shape) in ("BF16", "F32")]
+    query, key = (list(shape.dimensions) for shape in shapes[:2])
     share = 0.5 if "causal" in name else 1.0  # a `jax.named_scope` says so: half of all pairs
     block = int(found[1]) if (found := BLOCK.search(name)) else 128
     still, again = (key, query) if "dkv" in name else (query, key)
@@ -392,15 +391,13 @@ class Program:
   def transfer(self, each: Any) -> Pending | None:
     """What an instruction moves beside or between those that compute, or None if it computes."""
     opcode = each.opcode.removesuffix("-start")
+    if moved := self.offloaded(each):
+      return Pending("copy", "host", moved, moved / self.chip.host, moved / self.chip.host)
     if opcode == "copy" and each.opcode != "copy":
       moved = in_hbm(each.shape.tuple_shapes[0]) + in_hbm(each.shape.tuple_shapes[1])
       return Pending("copy", "hbm", moved, moved / self.chip.bandwidth, moved / self.chip.bandwidth)
     if each.opcode == "async-start":
-      inside = next(
-        part
-        for part in self.computations[each.called_computation_ids[0]].instructions
-        if part.opcode not in FREE | {"bitcast"}
-      )
+      inside = self.wrapped(each)
       if inside.opcode in COLLECTIVES:
         return self.collective(inside, inside.opcode)
       work = self.asynchronous(each, inside)
@@ -413,6 +410,24 @@ class Program:
       moved = float(sum(size for size, _ in sizes(each.shape.tuple_shapes[0])))
       return Pending(opcode, "dcn", moved, moved / self.chip.dcn, moved / self.chip.dcn)
     return None
+
+  def wrapped(self, start: Any) -> Any:
+    """The instruction that an asynchronous one starts, or the instruction itself."""
+    if start.opcode != "async-start":
+      return start
+    parts = self.computations[start.called_computation_ids[0]].instructions
+    return next(part for part in parts if part.opcode not in FREE)
+
+  def offloaded(self, each: Any) -> float:
+    """Bytes that an instruction moves between HBM and the host's memory."""
+    inside = self.wrapped(each)
+    shapes = (each.shape, *(self.instructions[number].shape for number in each.operand_ids))
+    spaces = {space for shape in shapes for _, space in sizes(shape)}
+    if inside.opcode.removesuffix("-start") not in MOVES or HOST not in spaces:
+      return 0.0
+    part = inside.opcode == "dynamic-update-slice"
+    shape = self.instructions[inside.operand_ids[1]].shape if part else inside.shape
+    return float(max(size for size, _ in sizes(shape)))
 
   def asynchronous(self, start: Any, inside: Any) -> Work:
     """Of the instruction that a start wraps; the memory spaces are those of its operands and of its result outside."""

@@ -15,7 +15,8 @@ class Chip(NamedTuple):
 
   peak: bfloat16 FLOP/s. link: bytes/s of one inter-chip link in one direction; the chip has two of them, one each way,
   along each of `axes` axes, which close to a ring where their length is a multiple of `ring`. dcn: bytes/s between
-  slices, a chip's share of its host's. kinds: what JAX calls it.
+  slices, a chip's share of its host's. host: bytes/s to or from the host's memory (jax-ml.github.io/scaling-book,
+  "TPUs"). kinds: what JAX calls it.
   """
 
   peak: float
@@ -23,16 +24,17 @@ class Chip(NamedTuple):
   bandwidth: float
   link: float
   dcn: float
+  host: float
   axes: int
   ring: int
   kinds: tuple[str, ...]
 
 
 CHIPS = {
-  "v4": Chip(275e12, 32 * GIB, 1228e9, 50e9, 6.25e9, 3, 4, ("TPU v4",)),
-  "v5e": Chip(197e12, 16 * GIB, 819e9, 50e9, 3.125e9, 2, 16, ("TPU v5 lite", "TPU v5e")),
-  "v5p": Chip(459e12, 95 * GIB, 2765e9, 100e9, 6.25e9, 3, 4, ("TPU v5", "TPU v5p")),
-  "v6e": Chip(918e12, 32 * GIB, 1640e9, 100e9, 12.5e9, 2, 16, ("TPU v6 lite", "TPU v6e")),
+  "v4": Chip(275e12, 32 * GIB, 1228e9, 50e9, 6.25e9, 15e9, 3, 4, ("TPU v4",)),
+  "v5e": Chip(197e12, 16 * GIB, 819e9, 50e9, 3.125e9, 15e9, 2, 16, ("TPU v5 lite", "TPU v5e")),
+  "v5p": Chip(459e12, 95 * GIB, 2765e9, 100e9, 6.25e9, 15e9, 3, 4, ("TPU v5", "TPU v5p")),
+  "v6e": Chip(918e12, 32 * GIB, 1640e9, 100e9, 12.5e9, 32e9, 2, 16, ("TPU v6 lite", "TPU v6e")),
 }
 MEANT = re.compile(r"(v\d+\w*):(\d+(?:x\d+)*)")
 

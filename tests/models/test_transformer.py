@@ -119,7 +119,7 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   # A loop: the ends of the network once, the pattern's slices one by one, through networks of a single repeat.
   from flax import nnx
 
-  from vdt.models.transformer import VideoDiT
+  from vdt.models.transformer import REMAT, VideoDiT
 
   class Loop(VideoDiT):
     def repeat(self, tokens, around):
@@ -139,13 +139,13 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   assert [" while(" in each.as_text() for each in compiled] == [True, False]
 
   grads, programs = {}, {}
-  for remat in ("none", "dots", "full"):
+  for remat in REMAT:
     remade = config(depth=6, remat=remat).build(FRAMES, SIZE, {})
     gradient = jax.grad(lambda params, remade=remade: jnp.square(remade.apply(params, x, t, cond)).sum())
     grads[remat] = jax.jit(gradient)(params)
     programs[remat] = str(jax.make_jaxpr(gradient)(params))
-  assert len({len(program) for program in programs.values()}) == 3, "the switches do switch"
-  for remat in ("dots", "full"):
+  assert len({len(program) for program in programs.values()}) == len(REMAT), "the switches do switch"
+  for remat in REMAT:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), grads["none"], grads[remat])
 
 
@@ -215,7 +215,7 @@ def test_flops_agree_with_the_published_figure_and_the_compiler():
     (dict(patch=(1, 4, 4)), "does not divide into patches"),
     (dict(dtype="float16"), "neither bfloat16 nor float32"),
     (dict(positions="late sincos", pattern=(("space", "time"),)), "late sincos.*patterns of two blocks"),
-    (dict(remat="some"), "none of none, dots, full"),
+    (dict(remat="some"), "none of none, dots, full, offload"),
   ],
 )
 def test_a_bad_model_is_named(fields, message):

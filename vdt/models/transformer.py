@@ -23,6 +23,15 @@ REMAT: dict[str, Callable] = {
   "none": lambda body: body,
   "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
   "full": jax.checkpoint,
+  "offload": lambda body: jax.checkpoint(
+    body,
+    policy=jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[DENSE],
+      offload_src="device",
+      offload_dst="pinned_host",
+    ),
+  ),
 }
 SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:2401.03048, table 1)
   "XS": dict(depth=4, width=128, heads=4),  # ours: for minutes on a CPU
@@ -60,16 +69,16 @@ class TransformerConfig:
   labels. text: numbers of a token of text, 0 = no text; encoder: what makes them of the numbers of its pieces, trained
   along, so wide; pooled: whether the mean of these tokens is added to the time as well. sound: numbers that are heard
   in a frame. fps, size: whether the frames a second, and the height and width of a video, are told, beside its time.
-  remat: what the backward pass computes again, "none", "dots" (all but matmuls) or "full". scan: whether the
-  repeats of the pattern are compiled once, as a loop; one after the other they take the compiler longer, and a training
-  step on a TPU less (what a loop keeps for the backward pass it copies into a stack, and out of it). dtype: of the
-  computation; parameters are float32 always. positions: "rope" turns queries and keys, so attention sees distances;
-  "sincos" adds tables to the tokens, so a block sees where the picture ends; the default is both; "late sincos" adds
-  that of time before the second block (Latte's); "rope+places" turns, and adds that of places in a frame alone: with
-  it, a model of images (pattern (("space",),), say) goes on by `init_from` as one of videos whose attentions over time
-  are new, and which makes at first of each frame what it made of the image. given: whether the mask of what was given
-  is a channel more of the input; without it a frame's time of 0 says so. variance: whether as many channels more come
-  out. discrete: see `TimeEmbedding`.
+  remat: what the backward pass computes again, "none", "dots" (all but matmuls), "full", or "offload" (as "dots", with
+  what is kept in the host's memory). scan: whether the repeats of the pattern are compiled once, as a loop; one after
+  the other they take the compiler longer, and a training step on a TPU less (what a loop keeps for the backward pass it
+  copies into a stack, and out of it). dtype: of the computation; parameters are float32 always. positions: "rope" turns
+  queries and keys, so attention sees distances; "sincos" adds tables to the tokens, so a block sees where the picture
+  ends; the default is both; "late sincos" adds that of time before the second block (Latte's); "rope+places" turns, and
+  adds that of places in a frame alone: with it, a model of images (pattern (("space",),), say) goes on by `init_from`
+  as one of videos whose attentions over time are new, and which makes at first of each frame what it made of the image.
+  given: whether the mask of what was given is a channel more of the input; without it a frame's time of 0 says so.
+  variance: whether as many channels more come out. discrete: see `TimeEmbedding`.
   """
 
   depth: int = 12
