@@ -21,7 +21,7 @@ def get_config(variant: str = "xl") -> Config:
   config = Config(
     steps=400_000,
     data=Clips(name="own_clips", frames=16, size=(256, 256), batch_size=1024, flip=True),
-    model=TransformerConfig.sized("XL-9x128", patch=(1, 16, 16), remat="dots"),
+    model=TransformerConfig.sized("XL-9x128", patch=(1, 16, 16), remat="dots", scan=False),
     diffusion=RectifiedFlow(prediction="x0", shift=resolution_shift(tokens=16 * 16 * 16, base_tokens=32 * 32)),
     tasks=Tasks(generation=0.7, prediction=0.2, interpolation=0.1),
     sampler=Sampler(method="heun", steps=32),
@@ -37,7 +37,7 @@ def get_config(variant: str = "xl") -> Config:
     case "xl":
       pass
     case "2b":
-      config.model = TransformerConfig.sized("2B", patch=(1, 16, 16), remat="dots")
+      config.model = TransformerConfig.sized("2B", patch=(1, 16, 16), remat="dots", scan=False)
       config.micro_batches, config.topology = 2, "v5p:4x4x4"
     case "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=8)

@@ -47,7 +47,7 @@ class Traffic:
 
 @dataclasses.dataclass
 class Cost:
-  """Of one run on one chip. bound: seconds by what bounds them ("matrix", "memory", "copies", "ici", "dcn").
+  """Of one run on one chip. bound: seconds by what bounds them ("matrix", "memory", "copies", "ici", "dcn", "host").
 
   top: seconds, FLOPs and bytes by the place in the source (`op_name`) that an instruction comes from. kept: bytes of
   what the forward pass leaves for the backward pass. operands: bytes that matrix products and kernels take and make,
