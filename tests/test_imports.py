@@ -13,6 +13,7 @@ BASE = {
   "gke",
   "network",
   "roofline",
+  "hlo",
   "distributed",
   "config",
   "checkpoint",

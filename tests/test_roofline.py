@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdt import roofline, topology
+from vdt import hlo, roofline, topology
 from vdt.models.layers import DENSE
 from vdt.models.transformer import REMAT
 from vdt.network import links, load
@@ -145,15 +145,15 @@ def test_collectives_are_priced_by_where_their_chips_are():
 
 def test_an_array_takes_the_tiles_that_hold_it():
   """Rows of 4 numbers fill tiles of 8 x 128; laid out the other way, they fill 4 of 8 rows."""
-  hlo = pytest.importorskip("tensorflow.compiler.xla.service.hlo_pb2")
-  shape = hlo.HloModuleProto().computations.add().instructions.add().shape
+  schema = pytest.importorskip("tensorflow.compiler.xla.service.hlo_pb2")
+  shape = schema.HloModuleProto().computations.add().instructions.add().shape
   shape.element_type = 11  # F32
   shape.dimensions.extend([256, 4])
   shape.layout.tiles.add().dimensions.extend([8, 128])
   for order, elements in (([1, 0], 256 * 128), ([0, 1], 8 * 256)):
     del shape.layout.minor_to_major[:]
     shape.layout.minor_to_major.extend(order)
-    assert roofline.sizes(shape) == [(4 * elements, roofline.HBM)]
+    assert hlo.sizes(shape) == [(4 * elements, hlo.HBM)]
 
 
 @needs_compiler

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vdt import distributed
 from vdt.averages import Averages
@@ -214,6 +213,18 @@ def check_same(found: dict, wanted: dict, name: str) -> None:
       )
 
 
+def only(tree: dict, paths: set[str], above: str = "") -> dict:
+  """Of nested dicts, those leaves whose path is one of `paths`, and what leads to them."""
+  found = {}
+  for name, value in tree.items():
+    path = f"{above}{name}"
+    if isinstance(value, dict):
+      value = only(value, paths, f"{path}/")
+    if path in paths or (isinstance(value, dict) and value):
+      found[name] = value
+  return found
+
+
 @contextlib.contextmanager
 def origin(workdir: str) -> Iterator[tuple[Checkpointer, int]]:
   """The checkpoints of the run that another one starts from, and the newest step. Errors as `init_from`."""
@@ -233,13 +244,12 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   (missing there, or of another shape) and what was not used.
   FileNotFoundError if it is not there; ValueError if nothing matches, or it cannot be read. Nothing there is changed.
   """
-  leaves, name = flatten_dict(params), lambda path: "/".join(map(str, path))
   ours = shapes(params)
   with origin(workdir) as (checkpoints, step):
     with checkpoints.reading(step):
       theirs = {path.removeprefix("ema/"): shape for path, shape in checkpoints.averaged(step).items()}
-    matched = {path: leaf for path, leaf in leaves.items() if theirs.get(name(path)) == leaf.shape}
-    found = checkpoints.weights(unflatten_dict(matched), step, part=True) if matched else {}
+    matched = {path for path, shape in ours.items() if theirs.get(path) == shape}
+    found = checkpoints.weights(only(params, matched), step, part=True) if matched else {}
   if not matched:
     raise ValueError(f"init_from: no parameter of {workdir} matches this model's")
   other = [path for path in {*ours} & {*theirs} if ours[path] != theirs[path]]
@@ -250,5 +260,6 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
     "unused": sorted({*theirs} - {*ours}),
   }
   report = "\n".join(f"  {name}: {', '.join(values) or 'none'}" for name, values in rows.items())
-  params = unflatten_dict({**leaves, **flatten_dict(found)})
+  found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+  params = jax.tree_util.tree_map_with_path(lambda path, leaf: found.get(path_name(path), leaf), params)
   return params, f"init_from {workdir} step {step}:\n{report}"

@@ -21,7 +21,7 @@ import tqdm
 from etils import epath
 from jax.sharding import NamedSharding
 
-from vdt import checkpoint, conditions, distributed, files, network, roofline, sharding, topology
+from vdt import checkpoint, conditions, distributed, files, hlo, network, roofline, sharding, topology
 from vdt.config import Config
 from vdt.distributed import CHUNK
 from vdt.sample import make
@@ -188,7 +188,7 @@ def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any
   """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
   told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
   told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
-  told += [inspect.getsource(each) for each in (network, roofline, topology, compiled_for)]
+  told += [inspect.getsource(each) for each in (hlo, network, roofline, topology, compiled_for)]
   path = CACHE.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 
   python -m experiments.benchmarks.levers [--json FILE]
 
-`vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip: as it
-ships, and, with its repeats as a scan, which the compiler is done with in a third of the time, with one thing changed at
-a time. Prints a table and writes JSON after each row. Compiled programs are kept with the plans:
-a second run, or one that was cut off, goes on where it was.
+`vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip: as
+it ships, and, with its repeats as a scan, which the compiler is done with in a third of the time, with one thing
+changed at a time. Prints a table and writes JSON after each row. Compiled programs are kept with the plans: a second
+run, or one that was cut off, goes on where it was.
 """
 
 import argparse
@@ -118,8 +118,8 @@ def main() -> None:
         continue
       print(
         f"{name:54} {100 * each['mfu']:4.1f} %  {1e3 * each['seconds']:7.1f}  {each['bytes'] / 1e9:7.1f}  "
-        f"{each['bytes'] / each['least_bytes']:8.1f}  {each['bytes'] / each['least_unfused_bytes']:7.2f}  {100 * each['exposed']:5.1f} %  {each['hardware']:5.2f}  "
-        f"{each['peak'] / 2**30:9.1f}",
+        f"{each['bytes'] / each['least_bytes']:8.1f}  {each['bytes'] / each['least_unfused_bytes']:7.2f}  "
+        f"{100 * each['exposed']:5.1f} %  {each['hardware']:5.2f}  {each['peak'] / 2**30:9.1f}",
         flush=True,
       )
 

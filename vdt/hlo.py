@@ -1,0 +1,195 @@
+"""A compiled program as its instructions say it: what they read and write, multiply and keep.
+
+Bytes are of the tiles that hold an array, so a last axis of 1 counts as 128.
+"""
+
+import collections
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+SIZES = {"PRED": 1, "S8": 1, "U8": 1, "S16": 2, "U16": 2, "F16": 2, "BF16": 2, "S64": 8, "U64": 8, "F64": 8, "C64": 8}
+HANDING = FREE | {"copy-start", "copy-done"}  # they hand on what another one made: under a name, to VMEM, or from it
+HBM, HOST = 0, 5  # memory spaces of a layout; others are on the chip
+
+
+def sizes(shape: Any) -> list[tuple[int, int]]:
+  """(bytes of the tiles that hold it, memory space) of each array of a shape."""
+  if shape.tuple_shapes:
+    return [pair for part in shape.tuple_shapes for pair in sizes(part)]
+  kind = element(shape)
+  dims = [shape.dimensions[axis] for axis in shape.layout.minor_to_major]
+  tile = list(shape.layout.tiles[0].dimensions)[::-1] if shape.layout.tiles else []
+  padded = [-(-dim // part) * part for dim, part in itertools.zip_longest(dims, tile[: len(dims)], fillvalue=1)]
+  return [
+    (math.prod(padded) * SIZES.get(kind, 0 if kind in ("TOKEN", "OPAQUE_TYPE") else 4), shape.layout.memory_space)
+  ]
+
+
+def element(shape: Any) -> str:
+  """The name of a shape's element type."""
+  return type(shape).DESCRIPTOR.fields_by_name["element_type"].enum_type.values_by_number[shape.element_type].name
+
+
+def in_hbm(shape: Any) -> float:
+  return float(sum(size for size, space in sizes(shape) if space == HBM))
+
+
+class Module:
+  """A scheduled HLO module (`hlo_pb2.HloModuleProto`)."""
+
+  def __init__(self, module: Any):
+    self.computations = {each.id: each for each in module.computations}
+    self.instructions = {each.id: each for part in module.computations for each in part.instructions}
+    self.schedule = {number: list(order.instruction_ids) for number, order in module.schedule.sequences.items()}
+    fusions = [each for each in self.instructions.values() if each.opcode == "fusion"]
+    bodies = {each.called_computation_ids[0] for each in fusions}
+    self.fused = {each.id for number in bodies for each in self.computations[number].instructions}
+    self.within = {self.computations[each.called_computation_ids[0]].root_id: each.id for each in fusions}
+    self.users = collections.defaultdict(list)
+    for each in self.instructions.values():
+      for operand in each.operand_ids:
+        self.users[operand].append(each)
+
+  def sequence(self, number: int) -> list[Any]:
+    """A computation's instructions, in the order in which they run."""
+    if number in self.schedule:
+      return [self.instructions[each] for each in self.schedule[number]]
+    return list(self.computations[number].instructions)
+
+  def trips(self, loop: Any) -> int:
+    """How often a loop runs: our loops count from zero, so it is the number that its condition compares with."""
+    condition = self.computations[loop.called_computation_ids[1]]
+    limits = [value for each in condition.instructions if each.opcode == "constant" for value in integers(each)]
+    nested = [c for each in condition.instructions for c in each.called_computation_ids]
+    for number in nested:
+      limits += [
+        v for each in self.computations[number].instructions if each.opcode == "constant" for v in integers(each)
+      ]
+    return max([value for value in limits if value > 0], default=1)
+
+  def kept(self, each: Any) -> float:
+    """HBM bytes of what an instruction of the forward pass makes and one of the backward pass reads."""
+    if each.opcode in HANDING or "jvp" not in each.metadata.op_name or "transpose(jvp" in each.metadata.op_name:
+      return 0.0
+    if each.opcode == "while":
+      return self.stacked(each)
+    if not each.shape.tuple_shapes:
+      return self.read_back(each)
+    return sum(self.read_back(part) for part in self.users[each.id] if part.opcode == "get-tuple-element")
+
+  def read_back(self, each: Any, held: float = 0.0) -> float:
+    """HBM bytes of an array if the backward pass reads it, or a copy of it; held: those of what it is a copy of."""
+    held = max(held, 0.0 if each.shape.tuple_shapes else in_hbm(each.shape))
+    found = 0.0
+    for user in self.users[each.id]:
+      if user.opcode in HANDING:
+        found = max(found, self.read_back(user, held))
+      elif "transpose(jvp" in user.metadata.op_name:
+        found = max(found, held)
+    return found
+
+  def stacked(self, loop: Any) -> float:
+    """Bytes of the arrays that a loop fills, a row each time it runs; not of those that it hands on."""
+    body, trips = self.computations[loop.called_computation_ids[0]], self.trips(loop)
+    root = self.instructions[body.root_id]
+    filled = 0.0
+    for index, number in enumerate(root.operand_ids):
+      made = self.instructions[number]
+      same = made.opcode == "get-tuple-element" and made.tuple_index == index
+      if not same and len(made.shape.dimensions) > 1 and made.shape.dimensions[0] == trips:
+        filled += in_hbm(loop.shape.tuple_shapes[index])
+    return filled
+
+  def read(self, number: int) -> float:
+    """Bytes that a fused computation reads of one of its parameters, or of what is a mere view of it."""
+    value = self.instructions[number]
+    whole, total = float(sum(size for size, _ in sizes(value.shape))), 0.0
+    for user in self.users[number]:
+      if user.opcode in ("dynamic-slice", "slice", "gather") and user.operand_ids[0] == number:
+        total += sum(size for size, _ in sizes(user.shape))
+      elif user.opcode == "dynamic-update-slice" and user.operand_ids[0] == number:
+        continue  # it is written in place
+      elif user.opcode in ("bitcast", "reshape", "copy", "convert", "transpose"):
+        total += self.read(user.id)
+      elif user.opcode == "fusion":
+        total += self.read(self.parameters(user)[list(user.operand_ids).index(number)].id)
+      else:
+        return whole
+    if number in self.within:  # the fused computation hands it on: to the fusion around it, or as its result
+      outer = self.within[number]
+      return total + (self.read(outer) if self.users[outer] and outer in self.fused else whole)
+    return total
+
+  def parameters(self, fusion: Any) -> dict[int, Any]:
+    """The parameters of a fusion's computation, by number."""
+    body = self.computations[fusion.called_computation_ids[0]]
+    return {each.parameter_number: each for each in body.instructions if each.opcode == "parameter"}
+
+  def written(self, root: Any) -> float:
+    """Bytes that a fused computation writes, given its root."""
+    if root.opcode == "dynamic-update-slice":
+      return float(sum(size for size, _ in sizes(self.instructions[root.operand_ids[1]].shape)))
+    if root.opcode in ("bitcast", "reshape"):
+      return self.written(self.instructions[root.operand_ids[0]])
+    if root.opcode == "tuple":
+      return sum((self.written(self.instructions[number]) for number in root.operand_ids), 0.0)
+    if root.opcode == "fusion":
+      return self.written(self.instructions[self.computations[root.called_computation_ids[0]].root_id])
+    return float(sum(size for size, _ in sizes(root.shape)))
+
+  def flops(self, each: Any) -> float:
+    """Of the matrix products in an instruction, two a multiply-add."""
+    if each.opcode == "fusion":
+      return sum((self.flops(part) for part in self.computations[each.called_computation_ids[0]].instructions), 0.0)
+    if each.opcode == "dot":
+      left = self.instructions[each.operand_ids[0]].shape
+      contracted = math.prod(left.dimensions[axis] for axis in each.dot_dimension_numbers.lhs_contracting_dimensions)
+      return 2.0 * math.prod(each.shape.dimensions) * contracted
+    if each.opcode == "convolution":
+      return 2.0 * self.products(each)
+    return 0.0
+
+  def operands(self, each: Any) -> float:
+    """See `Cost`: of the matrix products in an instruction."""
+    if each.opcode == "fusion":
+      return sum(map(self.operands, self.computations[each.called_computation_ids[0]].instructions), 0.0)
+    if each.opcode not in ("dot", "convolution"):
+      return 0.0
+    shapes = [each.shape, *(self.instructions[number].shape for number in each.operand_ids)]
+    return 2.0 * sum(math.prod(shape.dimensions) for shape in shapes)
+
+  def products(self, each: Any) -> float:
+    """Multiply-adds of a convolution, to which the TPU compiler turns every matrix product; padding is left out."""
+    left, right = (self.instructions[number].shape.dimensions for number in each.operand_ids)
+    numbers = each.convolution_dimension_numbers
+    total = float(each.shape.dimensions[numbers.output_batch_dimension])
+    total *= each.shape.dimensions[numbers.output_feature_dimension]
+    total *= right[numbers.kernel_input_feature_dimension]
+    if each.batch_group_count > 1:
+      total /= each.batch_group_count
+    for axis, window in enumerate(each.window.dimensions):
+      size, out = (
+        left[numbers.input_spatial_dimensions[axis]],
+        each.shape.dimensions[numbers.output_spatial_dimensions[axis]],
+      )
+      at = np.arange(out)[:, None] * window.stride - window.padding_low
+      at = at + np.arange(window.size) * max(window.window_dilation, 1)
+      base = max(window.base_dilation, 1)
+      total *= int(((at >= 0) & (at <= (size - 1) * base) & (at % base == 0)).sum())
+    return total
+
+  def wrapped(self, start: Any) -> Any:
+    """The instruction that an asynchronous one starts, or the instruction itself."""
+    if start.opcode != "async-start":
+      return start
+    parts = self.computations[start.called_computation_ids[0]].instructions
+    return next(part for part in parts if part.opcode not in FREE)
+
+
+def integers(constant: Any) -> list[int]:
+  literal = constant.literal
+  return [*literal.s32s, *literal.s64s, *literal.u32s]
