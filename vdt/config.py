@@ -53,7 +53,7 @@ class Data(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-  """A network's description: `build` checks it and returns `init` and `apply`; `flops` is one forward pass's."""
+  """A network's description: `build` checks it and returns `init`, `apply` and `learn`; `flops` is a forward pass's."""
 
   patch: tuple[int, int, int]
   channels: int

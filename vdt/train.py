@@ -129,7 +129,7 @@ def make_update(config: Config, network: Any, optimizer: optax.GradientTransform
 
   @jax.value_and_grad
   def whole(params: Any, batch: tuple) -> jax.Array:
-    return config.diffusion.losses(partial(network.apply, params), *batch).mean()
+    return config.diffusion.losses(partial(network.learn, params), *batch).mean()
 
   def gradients(params: Any, batch: tuple) -> tuple[jax.Array, Any]:
     """Loss and gradients, a micro-batch at a time: every `micro_batches`-th row, so that all devices have some."""

@@ -122,7 +122,7 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   from vdt.models.transformer import REMAT, VideoDiT
 
   class Loop(VideoDiT):
-    def repeat(self, tokens, around):
+    def repeat(self, tokens, around, scan):
       graphdef, stacked = nnx.split(self.pattern)
       for i in range(3):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
@@ -134,14 +134,14 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   first = {**params, "pattern": jax.tree.map(lambda leaf: leaf[:1], params["pattern"])}
   assert not np.allclose(scanned, one.apply(first, x, t, cond), atol=1e-3), "all repeats count"
   written_out = config(depth=6, scan=False).build(FRAMES, SIZE, {})
-  compiled = [jax.jit(each.apply).lower(params, x, t, cond).compile() for each in (network, written_out)]
+  compiled = [jax.jit(each.learn).lower(params, x, t, cond).compile() for each in (network, written_out)]
   np.testing.assert_allclose(scanned, compiled[1](params, x, t, cond), atol=2e-6)
   assert [" while(" in each.as_text() for each in compiled] == [True, False]
 
   grads, programs = {}, {}
   for remat in REMAT:
     remade = config(depth=6, remat=remat).build(FRAMES, SIZE, {})
-    gradient = jax.grad(lambda params, remade=remade: jnp.square(remade.apply(params, x, t, cond)).sum())
+    gradient = jax.grad(lambda params, remade=remade: jnp.square(remade.learn(params, x, t, cond)).sum())
     grads[remat] = jax.jit(gradient)(params)
     programs[remat] = str(jax.make_jaxpr(gradient)(params))
   assert len({len(program) for program in programs.values()}) == len(REMAT), "the switches do switch"

@@ -62,6 +62,10 @@ class AutoencoderNetwork(NamedTuple):
   encode: Callable
   decode: Callable
 
+  @property
+  def learn(self) -> Callable:
+    return self.apply
+
 
 @dataclasses.dataclass
 class VideoAutoencoder:

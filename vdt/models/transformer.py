@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,12 +49,14 @@ SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:240
 class Network(NamedTuple):
   """`params = init(key)`; `raw = apply(params, x, t, cond)`; params is a plain nested dict of float32 arrays.
 
-  `apply(..., kernels=False)` keeps to what `jax.jvp` and every platform can do. `stages(params, x, t, cond)` is a dict:
+  `apply(..., kernels=False)` keeps to what `jax.jvp` and every platform can do. `learn` is `apply` for a loss that is
+  differentiated, where `TransformerConfig.scan` counts. `stages(params, x, t, cond)` is a dict:
   the tokens (b f n d) as they enter, after each repeat of the pattern, and "out", which is `raw`.
   """
 
   init: Callable
   apply: Callable
+  learn: Callable
   stages: Callable
 
 
@@ -70,15 +73,15 @@ class TransformerConfig:
   along, so wide; pooled: whether the mean of these tokens is added to the time as well. sound: numbers that are heard
   in a frame. fps, size: whether the frames a second, and the height and width of a video, are told, beside its time.
   remat: what the backward pass computes again, "none", "dots" (all but matmuls), "full", or "offload" (as "dots", with
-  what is kept in the host's memory). scan: whether the repeats of the pattern are compiled once, as a loop; one after
-  the other they take the compiler longer, and a training step on a TPU less (what a loop keeps for the backward pass it
-  copies into a stack, and out of it). dtype: of the computation; parameters are float32 always. positions: "rope" turns
-  queries and keys, so attention sees distances; "sincos" adds tables to the tokens, so a block sees where the picture
-  ends; the default is both; "late sincos" adds that of time before the second block (Latte's); "rope+places" turns, and
-  adds that of places in a frame alone: with it, a model of images (pattern (("space",),), say) goes on by `init_from`
-  as one of videos whose attentions over time are new, and which makes at first of each frame what it made of the image.
-  given: whether the mask of what was given is a channel more of the input; without it a frame's time of 0 says so.
-  variance: whether as many channels more come out. discrete: see `TimeEmbedding`.
+  what is kept in the host's memory). scan: whether a training step's repeats of the pattern are compiled once, as a
+  loop; written out they take the compiler three times as long, and a step on a TPU less (what a loop keeps for the
+  backward pass it copies into a stack, and out of it). dtype: of the computation; parameters are float32 always.
+  positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds tables to the tokens, so a block
+  sees where the picture ends; the default is both; "late sincos" adds that of time before the second block (Latte's);
+  "rope+places" turns, and adds that of places in a frame alone: with it, a model of images (pattern (("space",),), say)
+  goes on by `init_from` as one of videos whose attentions over time are new, and which makes at first of each frame
+  what it made of the image. given: whether the mask of what was given is a channel more of the input; without it a
+  frame's time of 0 says so. variance: whether as many channels more come out. discrete: see `TimeEmbedding`.
   """
 
   depth: int = 12
@@ -230,13 +233,15 @@ class TransformerConfig:
     def init(key: jax.Array) -> dict:
       return nnx.to_pure_dict(nnx.state(VideoDiT(self, nnx.Rngs(key)), nnx.Param))
 
-    def apply(params: dict, x: jax.Array, t: jax.Array, cond: dict, kernels: bool = True) -> jax.Array:
-      return nnx.merge(graphdef, params)(x, t, cond, kernels)
+    def apply(
+      params: dict, x: jax.Array, t: jax.Array, cond: dict, kernels: bool = True, scan: bool = True
+    ) -> jax.Array:
+      return nnx.merge(graphdef, params)(x, t, cond, kernels, scan)
 
     def stages(params: dict, x: jax.Array, t: jax.Array, cond: dict) -> dict[str, jax.Array]:
       return nnx.merge(graphdef, params).stages(x, t, cond)
 
-    return Network(init, apply, stages)
+    return Network(init, apply, partial(apply, scan=self.scan), stages)
 
 
 def dropped(cond: dict, name: str) -> Bool[Array, " b"] | bool:
@@ -348,14 +353,14 @@ class VideoDiT(nnx.Module):
     self.out = Dense(width, cell * config.outputs, dtype=dtype, kernel_init=zeros, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict, kernels: bool
+    self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict, kernels: bool, scan: bool = True
   ) -> Float[Array, "b f h w o"]:
     """cond: "given" (b f h w 1), and what `conditions` names: "label" (b,), "fps" (b,), "size" (b 2), "text" (b l e),
     or (b l) of pieces where there is an encoder, with "text_seen" (b l), which of it is there; without it, one token of
     zeros; "sound" (b f e); without it, zeros. cond["null"] has for each of them whether it is dropped (b,); one that it
     lacks is not."""
     tokens, around = self.enter(x, t, cond, kernels)
-    return self.leave(self.repeat(tokens, around), around).astype(x.dtype)
+    return self.leave(self.repeat(tokens, around, scan), around).astype(x.dtype)
 
   def enter(
     self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict, kernels: bool
@@ -448,7 +453,7 @@ class VideoDiT(nnx.Module):
       found[f"repeat {number}"] = tokens
     return {**found, "out": self.leave(tokens, around)}
 
-  def repeat(self, tokens: Float[Array, "b f n d"], around: Around) -> Float[Array, "b f n d"]:
+  def repeat(self, tokens: Float[Array, "b f n d"], around: Around, scan: bool = True) -> Float[Array, "b f n d"]:
     """The pattern, again and again: as one scan, whose depth costs no compile time, or written out."""
     graphdef, stacked = nnx.split(self.pattern)
 
@@ -457,5 +462,4 @@ class VideoDiT(nnx.Module):
       return nnx.merge(graphdef, params)(tokens, around, number), None
 
     numbers = jnp.arange(self.config.depth // len(self.config.pattern))
-    written_out = not self.config.scan
-    return jax.lax.scan(REMAT[self.config.remat](body), tokens, (numbers, stacked), unroll=written_out)[0]
+    return jax.lax.scan(REMAT[self.config.remat](body), tokens, (numbers, stacked), unroll=not scan)[0]
