@@ -98,15 +98,24 @@ def test_the_kernel_over_a_mesh(kernels, axis, split):
   assert kernels and kernels[0].lies is not None
 
 
+LONG = {  # axis, how it is split, (frames, height, width), size of a head, padded frames
+  "space": ("space", layout.FRAMES, (2, 16, 16), 128, 0),
+  "everything": ("joint", layout.FRAMES, (2, 16, 16), 128, 0),
+  "heads of 64, a length that does not divide": ("space", layout.FRAMES, (2, 12, 15), 64, 0),
+  "everything, padded": ("joint", layout.FRAMES, (5, 8, 8), 64, 3),
+  "padded time": ("time", layout.PATCHES, (250, 2, 2), 64, 6),
+  "the past": ("causal", layout.PATCHES, (256, 2, 2), 64, 0),
+}
+
+
 @pytest.mark.parametrize("meshed", [False, True])
-@pytest.mark.parametrize("axis, split", [("space", layout.FRAMES), ("joint", layout.FRAMES)])
-def test_long_sequences_take_the_splash_kernel(kernels, monkeypatch, axis, split, meshed):
+@pytest.mark.parametrize("axis, split, cells, size, padding", LONG.values(), ids=LONG)
+def test_long_sequences_take_the_splash_kernel(kernels, monkeypatch, axis, split, cells, size, padding, meshed):
   monkeypatch.setattr(attention, "MOST", 128)
   monkeypatch.setattr(attention, "choose", lambda *args, **fields: None)
   monkeypatch.setattr(attention, "attend", None)
-  graphdef, params = made(axis, 128, 2)
-  cells = (2, 16, 16)
-  x = jax.random.normal(jax.random.key(2), (2, 2, 256, 256))
+  graphdef, params = made(axis, size, 2)
+  x = jax.random.normal(jax.random.key(2), (2, cells[0] + padding, cells[1] * cells[2], 2 * size))
   with monkeypatch.context() as patch:
     patch.setattr(attention, "attend", attend)
     expected = both(graphdef, params, x, cells, split, False)
@@ -149,6 +158,8 @@ COMPILED = {  # pattern, pixels of 256 a patch, frames, and the kernels of the b
   "frames that do not divide": ((("time",),), 16, 17, {"fused": 1}),
   "256 tokens of everything": ((("joint",),), 64, 16, {"fused": 1}),
   "2,048 tokens of everything": ((("joint",),), 16, 8, {"splash": 1}),
+  "heads of 64, 4,096 patches": ((("space", "joint"),), 4, 2, {"splash": 2}),
+  "2,304 tokens of everything, padded": ((("joint",),), 16, 9, {"splash": 1}),
 }
 QUICK = {("v5e:2x2", case) for case in list(COMPILED)[:3]}
 CASES_OF_CHIPS = [

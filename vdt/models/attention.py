@@ -53,28 +53,37 @@ def attend_long(
   query: Float[Array, "*b k s e"],
   key: Float[Array, "*b k s e"],
   value: Float[Array, "*b k s e"],
+  causal: bool = False,
+  valid: Bool[np.ndarray, " s"] | None = None,
   lies: P | None = None,
   interpret: bool = False,
 ) -> Float[Array, "*b k s e"]:
-  """`attend` for sequences and heads of a multiple of 128 that no block holds: JAX's splash kernel, with a custom_vjp.
+  """`attend` for sequences that no block holds: JAX's splash kernel, with a custom_vjp.
 
-  lies: how the arguments lie on a mesh, if there is one.
+  Lengths and heads are filled up with zeros, which no query sees, to multiples of 128. lies: how the arguments lie on a
+  mesh, if there is one.
   """
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-  def local(query: Array, key: Array, value: Array) -> Array:
-    heads, length, size = query.shape[-3:]
-    block = next(block for block in (512, 256, 128) if length % block == 0)
-    kernel = splash.make_splash_mha_single_device(
-      masks.MultiHeadMask([masks.FullMask((length, length))] * heads),
-      block_sizes=splash.BlockSizes(*[block] * 8),
-      interpret=interpret,
+  length, size = query.shape[-2:]
+  whole = -(-length // 128) * 128
+  seen = np.pad(np.ones(length, bool) if valid is None else valid, (0, whole - length))
+
+  def local(*args: Array) -> Array:
+    filled = [(0, 0)] * (args[0].ndim - 2) + [(0, whole - length), (0, -size % 128)]
+    query, key, value = (jnp.pad(x, filled) for x in args)
+    block = next(block for block in (512, 256, 128) if whole % block == 0)
+    mask = (masks.CausalMask if causal else masks.FullMask)((whole, whole))
+    made = splash.make_splash_mha_single_device(
+      masks.MultiHeadMask([mask] * query.shape[-3]), block_sizes=splash.BlockSizes(*[block] * 8), interpret=interpret
     )
+    segments = None if seen.all() else splash.SegmentIds(jnp.zeros(whole, jnp.int32), jnp.asarray(~seen, jnp.int32))
+    kernel = lambda query, key, value: made(query, key, value, segments)
     for _ in query.shape[:-3]:
       kernel = jax.vmap(kernel)
-    with jax.named_scope(f"block_{block}"):  # `vdt plan` reads it
-      return kernel(query * size**-0.5, key, value)
+    with jax.named_scope(f"{'causal_' if causal else ''}block_{block}"):  # `vdt plan` reads it
+      return kernel(query * size**-0.5, key, value)[..., :length, :size]
 
   if lies is not None:
     mesh = jax.sharding.get_abstract_mesh()
@@ -170,15 +179,17 @@ class Attention(Heads):
       angles = rope_angles(coordinates(self.axis, (f, *cells[1:])), query.shape[-1])
       query, key = rotate(query, angles), rotate(key, angles)
     padded = f > cells[0] and self.axis != "space"
-    length, size = query.shape[-2:]
-    if kernels and length > MOST and length % 128 == size % 128 == 0 and not padded and self.axis != "causal":
+    seen = {
+      "causal": self.axis == "causal",
+      "valid": np.repeat(np.arange(f) < cells[0], n if joint else 1) if padded else None,
+    }
+    if kernels and query.shape[-2] > MOST:
       lies, _ = layout.inside(split, joint)
       if lies is not None:
         b, frames, patches, heads = lies
-        lies = {"space": P(b, frames, heads), "time": P(b, patches, heads), "joint": P(b, heads)}[self.axis]
-      y = attend_long(query, key, value, lies)
+        lies = {"space": P(b, frames, heads), "joint": P(b, heads)}.get(self.axis, P(b, patches, heads))
+      y = attend_long(query, key, value, **seen, lies=lies)
     else:
-      valid = np.repeat(np.arange(f) < cells[0], n if joint else 1) if padded else None
-      y = attend(query, key, value, causal=self.axis == "causal", valid=valid)
+      y = attend(query, key, value, **seen)
     merged, by_axis = pattern.split(" -> ")
     return rearrange(rearrange(y, f"{by_axis} -> {merged}", f=f, n=n), "b f n k e -> b f n (k e)")
