@@ -46,7 +46,8 @@ def test_a_plan_adds_up_and_is_kept(tmp_path, capsys):
 def test_a_plan_of_buckets_is_of_all_of_them(tmp_path, capsys):
   buckets = f"--config={ROOT / 'tests' / 'short.py'}:buckets"
   cli.main(["plan", buckets, "--topology=v5e:2x4", f"--json={tmp_path / 'plan'}"])
-  assert "16 clips of 1 x 16 x 16" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "16 clips of 1 x 16 x 16" in said and "a step of all shapes" in said
   found = json.loads((tmp_path / "plan").read_text())
   (pictures,) = found["buckets"]
   assert pictures["share"] == pytest.approx(2 / 3, abs=0.01) and pictures["batch_size"] == 16

@@ -295,12 +295,13 @@ def table(found: dict[str, Any]) -> str:
       )
       for each in train["collectives"]
     ),
-    ("step, estimated", f"{1e3 * steps:.1f} ms: {bound}"),
+    ("step, estimated", f"{1e3 * train['seconds']:.1f} ms: {bound}"),
     (
       "HBM traffic a step",
       f"{train['bytes'] / 1e9:.1f} GB a chip, {train['bytes'] / found['least_bytes']:.1f} of the least, "
       f"{train['bytes'] / found['least_unfused_bytes']:.2f} of what the products take and make",
     ),
+    *([("a step of all shapes", f"{1e3 * steps:.1f} ms, the mean")] if found["buckets"] else []),
     ("MFU, estimated", f"{100 * found['mfu']:.1f} %"),
     ("the run, estimated", f"{found['chip_hours']:,.0f} chip-hours, {found['days']:.1f} days"),
     ("sampling, estimated", f"{sample['videos']} videos in {sample['seconds']:.2f} s, {gib(sample['peak'])} a chip"),
