@@ -369,9 +369,11 @@ class VideoDiT(nnx.Module):
     config = self.config
     cells = config.cells(x.shape[1], x.shape[2:4])
     pf, ph, pw = config.patch
-    seen = jnp.concatenate([x, cond["given"]], -1) if config.given else x
-    tokens = rearrange(seen, "b (f p) (h q) (w r) c -> b f (h w) (p q r c)", p=pf, q=ph, r=pw)
-    tokens = self.embed(tokens.astype(config.dtype))
+    seen = [x, cond["given"]] if config.given else [x]
+    seen = jnp.concatenate([part.astype(config.dtype) for part in seen], -1)
+    rows = rearrange(seen, "b f h w c -> b f h (w c)")  # a last axis of 4 numbers is moved as if it had 128
+    tokens = rearrange(rows, "b (f p) (h q) (w r) -> b f (h w) (p q r)", p=pf, q=ph, w=cells[2])
+    tokens = self.embed(tokens)
     late = None
     if config.positions != "rope":
       places, times = (jnp.asarray(x, tokens.dtype) for x in positions.sincos_tables(cells, config.width))
@@ -440,7 +442,8 @@ class VideoDiT(nnx.Module):
       table = self.final_table[...].astype(time.dtype)
       shift, scale = (part[None, None, None] + time[:, :, None] for part in jnp.split(table, 2))
     values = self.out(modulate(self.norm(tokens), shift, scale))
-    return rearrange(values, "b f (h w) (p q r c) -> b (f p) (h q) (w r) c", h=cells[1], p=pf, q=ph, r=pw)
+    rows = rearrange(values, "b f (h w) (p q r) -> b (f p) (h q) (w r)", h=cells[1], p=pf, q=ph)
+    return rearrange(rows, "b f h (w c) -> b f h w c", w=cells[2] * pw)
 
   def stages(self, x: Float[Array, "b f h w c"], t: Float[Array, "b f"], cond: dict) -> dict[str, Array]:
     """See `Network`: the repeats one by one, not as a scan."""
