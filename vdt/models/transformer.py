@@ -368,7 +368,7 @@ class VideoDiT(nnx.Module):
     """The tokens of the noised video, and what all blocks see beside them."""
     config = self.config
     cells = config.cells(x.shape[1], x.shape[2:4])
-    pf, ph, pw = config.patch
+    pf, ph, _ = config.patch
     seen = [x, cond["given"]] if config.given else [x]
     seen = jnp.concatenate([part.astype(config.dtype) for part in seen], -1)
     rows = rearrange(seen, "b f h w c -> b f h (w c)")  # a last axis of 4 numbers is moved as if it had 128
