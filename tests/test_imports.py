@@ -14,6 +14,7 @@ BASE = {
   "network",
   "roofline",
   "hlo",
+  "compiled",
   "distributed",
   "config",
   "checkpoint",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from vdt import cli, plan, topology
+from vdt import cli, compiled, topology
 from vdt.config import Mesh
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-  monkeypatch.setattr(plan, "CACHE", epath.Path(tmp_path / "cache"))
+  monkeypatch.setattr(compiled, "CACHE", epath.Path(tmp_path / "cache"))
 
 
 def test_a_plan_adds_up_and_is_kept(tmp_path, capsys):
@@ -29,7 +29,7 @@ def test_a_plan_adds_up_and_is_kept(tmp_path, capsys):
   for name in "ab":
     cli.main(["plan", *flags, f"--json={tmp_path / name}"])
     said.append(capsys.readouterr().out)
-    kept.append({path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()})
+    kept.append({path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/said.json")})
   assert said[0] == said[1] and len(kept[0]) == 2 and kept[0] == kept[1], "the second one compiles nothing"
   assert "1 x v5e:2x4, 8 chips" in said[0] and "MFU, estimated" in said[0]
   found = json.loads((tmp_path / "a").read_text())
@@ -102,18 +102,18 @@ def test_a_peak_above_what_is_there_is_refused_and_so_is_what_was_before(capsys,
   flags = ["plan", f"{CONFIG}:tiny", "--config.mesh.fsdp=4", "--config.micro_batches=1"]
   cli.main(flags)
   capsys.readouterr()
-  for path in (tmp_path / "cache").iterdir():
+  for path in (tmp_path / "cache").glob("*/said.json"):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peak": 17 * 2**30}))
   with pytest.raises(SystemExit):
     cli.main(flags)
   assert "a chip has 16.00 GiB, all of it needs 17.00, with a state of" in capsys.readouterr().err
-  for path in (tmp_path / "cache").iterdir():
+  for path in (tmp_path / "cache").glob("*/said.json"):
     path.write_text(json.dumps({"said": "what the compiler said", "needs": 20 * 2**30, "there": 15.75 * 2**30}))
   with pytest.raises(SystemExit):
     cli.main(flags)
   assert "a chip has 15.75 GiB, its temporaries need 20.00, beside a state of" in capsys.readouterr().err
   for said in ("HLO temporaries (21.5G) exceeds available HBM (15.75G)", "memory space hbm. Used 21.5G of 15.75G hbm."):
-    assert [*filter(None, plan.OUT_OF_MEMORY.search(said).groups())] == ["21.5", "G", "15.75", "G"]
+    assert [*filter(None, compiled.OUT_OF_MEMORY.search(said).groups())] == ["21.5", "G", "15.75", "G"]
 
 
 @pytest.mark.parametrize(

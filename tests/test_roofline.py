@@ -29,7 +29,7 @@ def cost(function, *shapes, dtype="bfloat16", name="v5e:2x4", spec=(), specs=Non
   place = lambda shape, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
   with jax.set_mesh(mesh):
     lowered = jax.jit(function).lower(*(place(*pair) for pair in zip(shapes, specs)))
-  return roofline.cost(lowered.compile(), where)
+  return roofline.price(roofline.module_of(lowered.compile()), where)
 
 
 @needs_compiler
@@ -138,7 +138,7 @@ def test_collectives_are_priced_by_where_their_chips_are():
     b = jax.ShapeDtypeStruct((4096, 2048), "bfloat16", sharding=NamedSharding(mesh, P("x", None)))
     with jax.set_mesh(mesh):
       compiled = jax.jit(lambda a, b: a @ b).lower(a, b).compile()
-    found = roofline.cost(compiled, where._replace(devices=devices))
+    found = roofline.price(roofline.module_of(compiled), where._replace(devices=devices))
     seconds.append(sum(traffic.seconds for traffic in found.traffic.values()))
   assert seconds[1] > 1.5 * seconds[0]
 

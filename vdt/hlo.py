@@ -1,6 +1,7 @@
 """A compiled program as its instructions say it: what they read and write, multiply and keep.
 
-Bytes are of the tiles that hold an array, so a last axis of 1 counts as 128.
+Bytes are of the tiles that hold an array, so a last axis of 1 counts as 128, where nothing else is said. Passes are
+told apart by the names that JAX gives to instructions: "jvp" and "transpose(jvp".
 """
 
 import collections
@@ -12,7 +13,10 @@ import numpy as np
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 SIZES = {"PRED": 1, "S8": 1, "U8": 1, "S16": 2, "U16": 2, "F16": 2, "BF16": 2, "S64": 8, "U64": 8, "F64": 8, "C64": 8}
-HANDING = FREE | {"copy-start", "copy-done"}  # they hand on what another one made: under a name, to VMEM, or from it
+HANDING = FREE | {"copy-start", "copy-done", "async-start", "async-done"}
+"""What hands on what another one made: under a name, or from one memory to another."""
+MOVES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")
+"""What takes an array, or a part of one, from one memory to another."""
 HBM, HOST = 0, 5  # memory spaces of a layout; others are on the chip
 
 
@@ -20,13 +24,16 @@ def sizes(shape: Any) -> list[tuple[int, int]]:
   """(bytes of the tiles that hold it, memory space) of each array of a shape."""
   if shape.tuple_shapes:
     return [pair for part in shape.tuple_shapes for pair in sizes(part)]
-  kind = element(shape)
   dims = [shape.dimensions[axis] for axis in shape.layout.minor_to_major]
   tile = list(shape.layout.tiles[0].dimensions)[::-1] if shape.layout.tiles else []
   padded = [-(-dim // part) * part for dim, part in itertools.zip_longest(dims, tile[: len(dims)], fillvalue=1)]
-  return [
-    (math.prod(padded) * SIZES.get(kind, 0 if kind in ("TOKEN", "OPAQUE_TYPE") else 4), shape.layout.memory_space)
-  ]
+  return [(math.prod(padded) * size_of(shape), shape.layout.memory_space)]
+
+
+def size_of(shape: Any) -> int:
+  """Bytes of one number of an array."""
+  kind = element(shape)
+  return SIZES.get(kind, 0 if kind in ("TOKEN", "OPAQUE_TYPE") else 4)
 
 
 def element(shape: Any) -> str:
@@ -60,16 +67,29 @@ class Module:
       return [self.instructions[each] for each in self.schedule[number]]
     return list(self.computations[number].instructions)
 
-  def trips(self, loop: Any) -> int:
-    """How often a loop runs: our loops count from zero, so it is the number that its condition compares with."""
+  def limit(self, loop: Any) -> int:
+    """The number that a loop's condition compares its counter with."""
     condition = self.computations[loop.called_computation_ids[1]]
-    limits = [value for each in condition.instructions if each.opcode == "constant" for value in integers(each)]
-    nested = [c for each in condition.instructions for c in each.called_computation_ids]
-    for number in nested:
-      limits += [
-        v for each in self.computations[number].instructions if each.opcode == "constant" for v in integers(each)
-      ]
+    parts = [
+      condition,
+      *(self.computations[number] for each in condition.instructions for number in each.called_computation_ids),
+    ]
+    limits = [
+      value for part in parts for each in part.instructions if each.opcode == "constant" for value in integers(each)
+    ]
     return max([value for value in limits if value > 0], default=1)
+
+  def trips(self, loop: Any) -> int:
+    """How often a loop runs: from where its counter starts, at 0 or after rounds that were taken out, to its limit."""
+    condition = self.computations[loop.called_computation_ids[1]]
+    counters = [each.tuple_index for each in condition.instructions if each.opcode == "get-tuple-element"]
+    start, entry = 0, self.instructions[loop.operand_ids[0]]
+    if len(counters) == 1 and entry.opcode == "tuple":
+      counter = self.instructions[entry.operand_ids[counters[0]]]
+      while counter.opcode == "copy":
+        counter = self.instructions[counter.operand_ids[0]]
+      start = next(iter(integers(counter)), 0) if counter.opcode == "constant" else 0
+    return max(self.limit(loop) - start, 1)
 
   def kept(self, each: Any) -> float:
     """HBM bytes of what an instruction of the forward pass makes and one of the backward pass reads."""
@@ -82,25 +102,36 @@ class Module:
     return sum(self.read_back(part) for part in self.users[each.id] if part.opcode == "get-tuple-element")
 
   def read_back(self, each: Any, held: float = 0.0) -> float:
-    """HBM bytes of an array if the backward pass reads it, or a copy of it; held: those of what it is a copy of."""
+    """HBM bytes of an array if the backward pass reads it, or a copy of it there or on the chip; held: those of what it
+    is a copy of."""
     held = max(held, 0.0 if each.shape.tuple_shapes else in_hbm(each.shape))
     found = 0.0
     for user in self.users[each.id]:
-      if user.opcode in HANDING:
-        found = max(found, self.read_back(user, held))
-      elif "transpose(jvp" in user.metadata.op_name:
-        found = max(found, held)
+      if user.opcode == "tuple":
+        places = [place for place, number in enumerate(user.operand_ids) if number == each.id]
+        parts = [
+          part for part in self.users[user.id] if part.opcode != "get-tuple-element" or part.tuple_index in places
+        ]
+      else:
+        parts = [user]
+      for part in parts:
+        if part.opcode in HANDING and not (part.opcode == "async-start" and self.wrapped(part).opcode not in MOVES):
+          goes_to = part.shape.tuple_shapes[0] if part.opcode == "copy-start" else part.shape
+          if HOST not in {space for _, space in sizes(goes_to)}:
+            found = max(found, self.read_back(part, held))
+        elif "transpose(jvp" in part.metadata.op_name:
+          found = max(found, held)
     return found
 
   def stacked(self, loop: Any) -> float:
     """Bytes of the arrays that a loop fills, a row each time it runs; not of those that it hands on."""
-    body, trips = self.computations[loop.called_computation_ids[0]], self.trips(loop)
+    body, limit = self.computations[loop.called_computation_ids[0]], self.limit(loop)
     root = self.instructions[body.root_id]
     filled = 0.0
     for index, number in enumerate(root.operand_ids):
       made = self.instructions[number]
       same = made.opcode == "get-tuple-element" and made.tuple_index == index
-      if not same and len(made.shape.dimensions) > 1 and made.shape.dimensions[0] == trips:
+      if not same and len(made.shape.dimensions) > 1 and made.shape.dimensions[0] == limit:
         filled += in_hbm(loop.shape.tuple_shapes[index])
     return filled
 
@@ -154,7 +185,7 @@ class Module:
     return 0.0
 
   def operands(self, each: Any) -> float:
-    """See `Cost`: of the matrix products in an instruction."""
+    """Bytes that the matrix products in an instruction take and make, each by itself, at two a number."""
     if each.opcode == "fusion":
       return sum(map(self.operands, self.computations[each.called_computation_ids[0]].instructions), 0.0)
     if each.opcode not in ("dot", "convolution"):

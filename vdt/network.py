@@ -16,7 +16,11 @@ def taken(each: Any, kind: str, moved: float, where: Slice) -> tuple[str, float]
   pairs = [(where.devices[pair.source], where.devices[pair.target]) for pair in each.source_target_pairs]
   if any(getattr(a, "slice_index", 0) != getattr(b, "slice_index", 0) for a, b in pairs):
     return "dcn", moved / where.chip.dcn
-  return "ici", moved * load([(a.coords, b.coords) for a, b in pairs], where.shape, where.chip.ring) / where.chip.link
+  by_slice = collections.defaultdict(list)
+  for a, b in pairs:
+    by_slice[getattr(a, "slice_index", 0)].append((a.coords, b.coords))
+  most = max(load(each, where.shape, where.chip.ring) for each in by_slice.values())
+  return "ici", moved * most / where.chip.link
 
 
 def load(pairs: list[tuple[Any, Any]], shape: tuple[int, ...], ring: int) -> int:

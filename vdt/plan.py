@@ -2,15 +2,10 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import inspect
 import itertools
 import json
 import math
-import os
-import re
 import sys
-from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -18,44 +13,29 @@ from typing import Any
 
 import jax
 import tqdm
-from etils import epath
 from jax.sharding import NamedSharding
 
-from vdt import checkpoint, conditions, distributed, files, hlo, network, roofline, sharding, topology
+from vdt import checkpoint, conditions, distributed, sharding, topology
+from vdt.compiled import PEAK, TooLarge, program
 from vdt.config import Config
 from vdt.distributed import CHUNK
 from vdt.sample import make
 from vdt.topology import GIB, Slice
 from vdt.train import make_update
 
-CACHE = epath.Path("~/.cache/vdt/plans")
 STATE = ("params", "ema", "opt", "averages")
-OUT_OF_MEMORY = re.compile(
-  r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"
-)
-
-
-PEAK = "its peak is above what is there"
-
-
-class TooLarge(ValueError):
-  """A program that needs more memory than a chip has; bytes of a chip: those of its temporaries, those there."""
-
-  def __init__(self, text: str, used: float, there: float):
-    super().__init__(text)
-    self.used, self.there = used, there
 
 
 def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> dict[str, Any]:
   """What training `config`, and `sampling` from it, takes on `slices` slices named `name`, as JSON-able data.
 
-  Bytes and FLOPs are of one chip and one step unless named otherwise; what a program costs is found once and kept in
-  CACHE. least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the
-  weights read three times in bfloat16 and what is kept for the backward pass written and read. least_unfused_bytes: at
-  least where every matrix product and kernel reads what it takes from HBM and writes what it makes there, beside the
-  state. Where batches have several shapes, all of them are to fit: `train`, `memory` and the least bytes are of the
-  first one, `buckets` of the others, and the rest is a step's mean. TooLarge with what to change if it does not fit;
-  ValueError for a config or a slice that cannot be.
+  Bytes and FLOPs are of one chip and one step unless named otherwise; programs are compiled once (`vdt.compiled`).
+  least_bytes: what a step must move at least, the state read and written once, and for each micro-batch the weights
+  read three times in bfloat16 and what is kept for the backward pass written and read. least_unfused_bytes: at least
+  where every matrix product and kernel reads what it takes from HBM and writes what it makes there, beside the state.
+  Where batches have several shapes, all of them are to fit: `train`, `memory` and the least bytes are of the first one,
+  `buckets` of the others, and the rest is a step's mean. TooLarge with what to change if it does not fit; ValueError
+  for a config or a slice that cannot be.
   """
   where = topology.describe(name, slices)
   config.check()
@@ -170,68 +150,6 @@ def rows(mesh: jax.sharding.Mesh, count: int, shape: tuple[int, ...], dtype: Any
 
 def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
   return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-@contextlib.contextmanager
-def unkept() -> Iterator[None]:
-  """Keeps what is compiled out of JAX's own cache, from which programs for described chips cannot be read again."""
-  name = "jax_persistent_cache_min_compile_time_secs"
-  before = getattr(jax.config, name)
-  jax.config.update(name, float("inf"))
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
-
-
-def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any]:
-  """Memory and cost of a lowered program on a chip, from the cache where it was found before. TooLarge as `plan`."""
-  told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
-  told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
-  told += [inspect.getsource(each) for each in (hlo, network, roofline, topology, compiled_for)]
-  path = CACHE.expanduser() / f"{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]}.json"
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.rewrite(path, json.dumps(compiled_for(lowered, where)))
-  found = json.loads(path.read_text())
-  if "needs" in found:
-    raise TooLarge(found["said"], float(found["needs"]), float(found["there"]))
-  if found["peak"] > where.chip.hbm:
-    raise TooLarge(PEAK, float(found["peak"]), float(where.chip.hbm))
-  return found
-
-
-def compiled_for(lowered: Any, where: Slice) -> dict[str, Any]:
-  """See `program`: what the compiler makes of it, or in short why it makes nothing of it."""
-  try:
-    with unkept():
-      compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    if found := OUT_OF_MEMORY.search(str(error)):
-      used, used_in, there, there_in = filter(None, found.groups())
-      unit = {"K": 2**10, "M": 2**20, "G": GIB}
-      return {"said": str(error), "needs": float(used) * unit[used_in], "there": float(there) * unit[there_in]}
-    raise
-  memory, cost = compiled.memory_analysis(), roofline.cost(compiled, where)
-  return {
-    "arguments": memory.argument_size_in_bytes,
-    "peak": memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes,
-    "host": memory.host_temp_size_in_bytes,
-    "activations": cost.kept,
-    "seconds": cost.seconds,
-    "flops": cost.flops,
-    "bytes": cost.bytes,
-    "operands": cost.operands,
-    "bound": dict(cost.bound),
-    "collectives": [
-      {"kind": kind, "network": network, **dataclasses.asdict(traffic)}
-      for (kind, network), traffic in sorted(cost.traffic.items())
-    ],
-    "top": {place: row.tolist() for place, row in sorted(cost.top.items(), key=lambda item: -item[1][0])[:40]},
-  }
 
 
 def refusal(config: Config, shape: Any, error: TooLarge, state: float, mesh: jax.sharding.Mesh, name: str) -> str:
@@ -353,7 +271,8 @@ def valid(config: Config, where: Slice) -> bool:
 
 
 REMAT = {"none": (1.0, 40), "dots": (1.05, 16), "full": (1.33, 2)}
-"""For `search`: work relative to none, and values of a token's width that a block keeps, by a rough count."""
+"""For `search`: work relative to none, and values of a token's width that a block keeps, by a rough count. "offload" is
+not tried: what "dots" keeps is longer on its way to the host and back than "full" takes to compute it again."""
 
 
 def parameters(config: Config) -> int:

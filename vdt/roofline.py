@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vdt import network
-from vdt.hlo import FREE, HOST, SIZES, Module, element, in_hbm, sizes
+from vdt.hlo import FREE, HOST, MOVES, Module, element, in_hbm, size_of, sizes
 from vdt.topology import Slice
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -26,8 +26,6 @@ BLOCK = re.compile(r"block_(\d+)")
 """A `jax.named_scope` that says how many queries, or keys, one of them takes at a time."""
 STATED = re.compile(r'"cost_estimate": *\{"flops": *"(\d+)"')
 FUSED = "async-collective-"  # how the compiler names the fusions that start and end a collective
-MOVES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")
-"""What takes an array, or a part of one, from one memory to another."""
 
 
 @dataclasses.dataclass
@@ -44,9 +42,9 @@ class Traffic:
 class Cost:
   """Of one run on one chip. bound: seconds by what bounds them ("matrix", "memory", "copies", "ici", "dcn", "host").
 
-  top: seconds, FLOPs and bytes by the place in the source (`op_name`) that an instruction comes from. kept: bytes of
-  what the forward pass leaves for the backward pass. operands: bytes that matrix products and kernels take and make,
-  each by itself, in bfloat16: what a program moves at least whose products all go through HBM.
+  bytes: to and from HBM. top: seconds, FLOPs and bytes by the place in the source (`op_name`) that an instruction comes
+  from. kept: bytes of what the forward pass leaves for the backward pass. operands: bytes that matrix products and
+  kernels take and make, each by itself, in bfloat16: what a program moves at least whose products all go through HBM.
   """
 
   seconds: float = 0.0
@@ -94,13 +92,18 @@ class Pending:
   left: float
 
 
-def cost(compiled: Any, where: Slice) -> Cost:
-  """Of a program that `jax.jit(...).lower(...).compile()` made for the devices of `where`."""
+def module_of(compiled: Any) -> bytes:
+  """The scheduled module of a program that `jax.jit(...).lower(...).compile()` made, serialised."""
+  return compiled.runtime_executable().hlo_modules()[0].as_serialized_hlo_module_proto()
+
+
+def price(module: bytes, where: Slice) -> Cost:
+  """Of a `module_of` a program for the devices of `where`."""
   from tensorflow.compiler.xla.service import hlo_pb2  # TensorFlow ships the schema of XLA's programs
 
-  module = hlo_pb2.HloModuleProto()
-  module.ParseFromString(compiled.runtime_executable().hlo_modules()[0].as_serialized_hlo_module_proto())
-  return Program(module, where).cost(module.entry_computation_id)
+  parsed = hlo_pb2.HloModuleProto()
+  parsed.ParseFromString(module)
+  return Program(parsed, where).cost(parsed.entry_computation_id)
 
 
 class Program(Module):
@@ -126,8 +129,9 @@ class Program(Module):
 
     def move(each: Pending, exposed: float) -> None:
       total.seconds += exposed
-      if each.network == "hbm":
+      if each.network in ("hbm", "host"):
         total.bytes += each.bytes
+      if each.network == "hbm":
         total.bound["copies"] += exposed
       else:
         total.bound[each.network] += exposed
@@ -202,9 +206,10 @@ class Program(Module):
   def kernel(self, each: Any) -> Work:
     """Of a Pallas kernel, which the compiler does not look into: its operands and results, and its products.
 
-    The products are those that it states (`cost_estimate`), or that KERNELS has for it; ValueError if neither is there.
-    One of KERNELS reads two of its operands again for each block of the others: keys and values for those of queries,
-    or queries and gradients for those of keys.
+    The products are those that it states (`cost_estimate`), or that KERNELS has for it; ValueError if neither is there. One
+    of KERNELS reads two of its operands again for each block of the others: keys and values for those of queries, or
+    queries and gradients for those of keys; what says which tokens are padding is counted once. A causal one, which a
+    `jax.named_scope` says, leaves out the blocks above the diagonal.
     """
     moved = in_hbm(each.shape) + sum(in_hbm(self.instructions[number].shape) for number in each.operand_ids)
     if stated := STATED.search(each.backend_config.decode()):
@@ -216,11 +221,10 @@ class Program(Module):
     shapes = [self.instructions[number].shape for number in each.operand_ids]
     shapes = [shape for shape in shapes if element(shape) in ("BF16", "F32")]
     query, key = (list(shape.dimensions) for shape in shapes[:2])
-    share = 0.5 if "causal" in name else 1.0  # a `jax.named_scope` says so: half of all pairs
-    block = int(found[1]) if (found := BLOCK.search(name)) else 128
-    still, again = (key, query) if "dkv" in name else (query, key)
-    rounds = max(share * still[-2] / block, 1.0)
-    again = 2 * (rounds - 1) * math.prod(again) * SIZES[element(shapes[0])]
+    still, streamed = (key, query) if "dkv" in name else (query, key)
+    blocks = still[-2] / (int(stated[1]) if (stated := BLOCK.search(name)) else 128)
+    share = (blocks + 1) / (2 * blocks) if "causal" in name else 1.0
+    again = 2 * (share * blocks - 1) * math.prod(streamed) * size_of(shapes[0])
     return Work(share * counts[0] * 2.0 * math.prod(query) * key[-2], moved + again, moved)
 
   def transfer(self, each: Any) -> Pending | None:

@@ -125,7 +125,7 @@ def main() -> None:
       params, opt, like((ROWS, LENGTH), "int32", BATCH)
     )
     compiled = lowered.compile()
-  cost, memory = roofline.cost(compiled, where), compiled.memory_analysis()
+  cost, memory = roofline.price(roofline.module_of(compiled), where), compiled.memory_analysis()
   weights = LAYERS * sum(math.prod(shape) for name, (shape, _) in PARAMS.items() if name != "norm") + WORDS * WIDTH
   tokens = ROWS * LENGTH
   attended = LAYERS * 12 * tokens * LENGTH * WIDTH / 2  # causal: half of all pairs
