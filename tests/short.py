@@ -132,7 +132,7 @@ def python(module, data_dir, devices=1, environment=(), cwd=None):
   ours = {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": xla.devices(devices),
-    "JAX_COMPILATION_CACHE_DIR": os.path.abspath(f"{data_dir}/cache"),
+    "JAX_COMPILATION_CACHE_DIR": f"{data_dir}/cache",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   how = dict(env={**os.environ, **ours, **dict(environment)}, cwd=cwd, stderr=subprocess.PIPE, text=True)

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from vdt import cli
+from vdt import checkpoint, cli, sharding
+from vdt.config import Mesh
 
 SHORT = str(Path(__file__).parent / "short.py")
 
@@ -188,6 +190,25 @@ def test_fine_tuning_reports_what_matched(capsys, run, tmp_path, data_dir):
   )
   said = capsys.readouterr().err
   assert f"init_from {run} step 2" in said and "pattern/blocks/2/mlp/body/up/kernel" in said and "unused: none" in said
+
+
+def test_weights_that_match_come_over_a_mesh_and_the_others_stay(run):
+  with checkpoint.Checkpointer(str(run), create=False) as checkpoints:
+    saved = checkpoints.arrays()["ema"]
+  mesh = Mesh(data=1, fsdp=8).build()
+  shaped = {**saved, "embed": {**saved["embed"], "bias": np.zeros(3, np.float32)}, "more": np.zeros(8, np.float32)}
+  placed = sharding.place(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shaped), mesh)
+  params = jax.tree.map(lambda x, where: jax.device_put(np.full_like(x, 7), where.sharding), shaped, placed)
+  found, report = checkpoint.init_from(params, str(run))
+  expected = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+  assert "other shape: embed/bias" in report and "missing: more" in report
+  for (path, mine), old in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(params), strict=True):
+    name = sharding.path_name(path)
+    theirs = old if name in ("more", "embed/bias") else expected[name]
+    np.testing.assert_array_equal(mine, theirs, name)
+    assert mine.sharding == old.sharding
+  kernel = found["pattern"]["blocks"]["0"]["mlp"]["body"]["up"]["kernel"]
+  assert kernel.addressable_shards[0].data.size * 8 == kernel.size
 
 
 def test_a_workdir_finds_its_experiment_again_and_refuses_a_changed_one(capsys, run, tmp_path, data_dir):

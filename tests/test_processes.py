@@ -199,7 +199,10 @@ def test_processes_that_disagree_say_on_what(tmp_path, data_dir, what):
   names = [{**each, "PYTHONPATH": str(host), "PYTHONSAFEPATH": "1"} for each, host in zip(meeting(2), hosts)]
   seeds = (0, 1 if what == "config" else 0)
   runs = zip(names, hosts, seeds)
-  codes, said = ends([start(tmp_path / "run", "data", 1, each, cwd=host, seed=seed) for each, host, seed in runs])
+  fields = {"data.data_dir": "data"}
+  codes, said = ends(
+    [start(tmp_path / "run", data_dir, 1, each, cwd=host, seed=seed, **fields) for each, host, seed in runs]
+  )
   assert codes == [1, 1] and not (tmp_path / "run" / "config.json").exists(), said
   for each in said:
     assert f"disagree on their {what}" in each and "others than process 0 has: 1" in each

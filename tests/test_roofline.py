@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdt import hlo, roofline, topology
-from vdt.models.layers import DENSE
-from vdt.models.transformer import REMAT
-from vdt.network import links, load
+from vdt.models.attention import attend_long
+from vdt.models.layers import DENSE, REMAT
+from vdt.network import links, load, taken
 from vdt.topology import CHIPS
 
 missing = importlib.util.find_spec("libtpu") is None
@@ -64,51 +64,44 @@ def test_a_loop_counts_as_often_as_it_runs():
 @needs_compiler
 @pytest.mark.parametrize("unroll", [False, True])
 def test_what_the_forward_pass_keeps_is_counted_and_what_products_take(unroll):
-  """In a stack that a loop fills, or array by array: of 12 layers what the products take, and tanh, in float32."""
+  """In a stack that a loop fills, or array by array: what 12 layers make, and in a stack tanh in float32 too."""
 
   def layers(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights, unroll=unroll)[0].astype("float32").sum()
 
   found = cost(jax.grad(layers, 1), (65536, 1024), (12, 1024, 1024))
   tokens, weights = 65536 * 1024 * 2, 1024 * 1024 * 2
-  assert 10 * tokens <= found.kept <= 37 * tokens
+  assert found.kept == pytest.approx((12 if unroll else 3 * 12) * tokens, rel=0.1)
   assert 12 * (6 * tokens + 3 * weights) == pytest.approx(found.operands, rel=0.1), "the first has no input's gradient"
 
 
 @needs_compiler
-def test_what_is_offloaded_goes_over_the_hosts_link_there_and_back():
+@pytest.mark.parametrize("unroll", [False, True])
+def test_what_is_offloaded_goes_over_the_hosts_link_there_and_back(unroll):
   def layers(x, weights):
     body = lambda x, w: (jnp.tanh(checkpoint_name(x @ w, DENSE)), None)
-    return jax.lax.scan(REMAT["offload"](body), x, weights)[0].astype("float32").sum()
+    return jax.lax.scan(REMAT["offload"](body), x, weights, unroll=unroll)[0].astype("float32").sum()
 
   found = cost(jax.grad(layers, 1), (65536, 1024), (12, 1024, 1024))
   traffic, tokens = found.traffic["copy", "host"], 65536 * 1024 * 2
-  assert traffic.bytes == pytest.approx(2 * 12 * tokens, rel=0.2)
-  assert found.seconds >= traffic.seconds == pytest.approx(traffic.bytes / CHIP.host)
-  assert found.kept <= 37 * tokens - 12 * tokens, "what is offloaded is not in the chip's memory"
+  assert traffic.bytes == pytest.approx(2 * 12 * tokens, rel=0.02)
+  assert found.seconds >= 0.9 * traffic.bytes / CHIP.host, "longer than all that it computes"
+  assert found.kept == pytest.approx(12 * tokens, rel=0.1), "a repeat's input stays, what is offloaded does not"
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_kernel_is_charged_its_products(causal):
-  """Two heads of 1024 x 2048 queries and keys of 128: the compiler itself counts none of a kernel's FLOPs, nor that
-  each block of queries reads the keys and values."""
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-  kernel = splash.make_splash_mha_single_device(
-    masks.MultiHeadMask([masks.FullMask((1024, 2048))] * 2), block_sizes=splash.BlockSizes(128, 128)
-  )
-
-  def attend(query, key, value):
-    with jax.named_scope("causal" if causal else "whole"):
-      return kernel(query, key, value)
-
-  found = cost(attend, (2, 1024, 128), (2, 2048, 128), (2, 2048, 128), name="v5e:1x1")
-  assert found.flops == 2 * 2 * 2 * 1024 * 2048 * 128 * (0.5 if causal else 1)
-  queries, keys = 2 * 1024 * 128 * 2, 2 * 2048 * 128 * 2
-  read = 2 * queries + 2 * keys * (4 if causal else 8)  # causal: each block half of them
-  assert read <= found.bytes <= 1.1 * read
+def test_a_kernel_is_charged_its_products(causal, dtype):
+  """Two heads of 2,048 tokens of 128, in blocks of 512: the compiler itself counts none of a kernel's FLOPs, nor that
+  each block of queries reads the keys and values, and each of keys the queries and gradients."""
+  value = lambda *qkv: attend_long(*qkv, causal=causal).astype("float32").sum()
+  found = cost(jax.value_and_grad(value, argnums=(0, 1, 2)), *[(2, 2048, 128)] * 3, name="v5e:1x1", dtype=dtype)
+  share = 10 / 16 if causal else 1  # of the blocks, those that are not above the diagonal
+  assert found.flops == (2 + 3 + 4) * 2 * 2 * 2048 * 2048 * 128 * share
+  array = 2 * 2048 * 128 * (2 if dtype == "bfloat16" else 4)
+  streamed = 3 * 2 * 4 * share  # by three kernels; what they read or write once may be on the chip
+  assert (streamed - 6) * array <= found.bytes <= (streamed + 11) * array
 
 
 @needs_compiler
@@ -194,6 +187,21 @@ def test_messages_share_the_links_on_their_way():
   across = [((i, 0), (7 - i, 0)) for i in range(8)]
   assert load(across, (8, 8), 16) == 4, "all that is left of the middle passes it"
   assert load([((0, 0), (0, 0))], (8, 8), 16) == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("slices", [1, 2])
+def test_messages_inside_slices_are_of_each_slice_and_those_between_take_the_slow_network(slices):
+  where = topology.describe("v5e:2x4", slices)
+  schema = pytest.importorskip("tensorflow.compiler.xla.service.hlo_pb2")
+  place = {(getattr(d, "slice_index", 0), *d.coords[:2]): number for number, d in enumerate(where.devices)}
+  permute = schema.HloInstructionProto()
+  for (part, x, y), number in place.items():
+    permute.source_target_pairs.add(source=number, target=place[part, (x + 1) % 2, y])
+  assert taken(permute, "collective-permute", 1e6, where) == ("ici", 1e6 / CHIP.link)
+  if slices == 2:
+    permute.source_target_pairs.add(source=place[0, 0, 0], target=place[1, 0, 0])
+    assert taken(permute, "collective-permute", 1e6, where) == ("dcn", 1e6 / CHIP.dcn)
 
 
 @pytest.mark.parametrize(

@@ -122,16 +122,19 @@ class Checkpointer:
       check_same(found, shapes(target), f"checkpoint {step}")
       return State(**self.read(step, target, ocp.checkpoint_utils.construct_restore_args(target)))
 
-  def weights(self, like: Any, step: int | None = None, part: bool = False) -> Any:
+  def weights(self, like: Any, step: int | None = None) -> Any:
     """The average weights saved at `step` (default: the newest), in the shapes and shardings of `like`.
 
-    Nothing else is read. part: there may be more than `like` has. ValueError as `restore`.
+    Nothing else is read. ValueError as `restore`.
     """
     step = self.there(step)
     with self.reading(step):
-      found, wanted = self.averaged(step), shapes({"ema": like})
-      check_same({path: found[path] for path in {*found} & {*wanted}} if part else found, wanted, f"checkpoint {step}")
-      return self.read(step, {"ema": like}, ocp.checkpoint_utils.construct_restore_args({"ema": like}))["ema"]
+      check_same(self.averaged(step), shapes({"ema": like}), f"checkpoint {step}")
+      return self.some_weights(step, like)
+
+  def some_weights(self, step: int, like: Any) -> Any:
+    """Of the average weights saved at `step`, those that `like` has."""
+    return self.read(step, {"ema": like}, ocp.checkpoint_utils.construct_restore_args({"ema": like}))["ema"]
 
   def arrays(self, step: int | None = None, only: tuple[str, ...] = ()) -> dict[str, Any]:
     """The fields of the state saved at `step` (default: the newest), as they are there, in NumPy; or `only` those."""
@@ -213,13 +216,13 @@ def check_same(found: dict, wanted: dict, name: str) -> None:
       )
 
 
-def only(tree: dict, paths: set[str], above: str = "") -> dict:
+def branches(tree: dict, paths: set[str], above: str = "") -> dict:
   """Of nested dicts, those leaves whose path is one of `paths`, and what leads to them."""
   found = {}
   for name, value in tree.items():
     path = f"{above}{name}"
     if isinstance(value, dict):
-      value = only(value, paths, f"{path}/")
+      value = branches(value, paths, f"{path}/")
     if path in paths or (isinstance(value, dict) and value):
       found[name] = value
   return found
@@ -241,15 +244,15 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
   """`params` with every array that the average weights of the run in `workdir` hold in the same shape, and a report.
 
   A process reads what its devices hold of these, and nothing else. The report names what matched, what stays new
-  (missing there, or of another shape) and what was not used.
-  FileNotFoundError if it is not there; ValueError if nothing matches, or it cannot be read. Nothing there is changed.
+  (missing there, or of another shape) and what was not used. FileNotFoundError if it is not there; ValueError if
+  nothing matches, or it cannot be read. Nothing there is changed.
   """
   ours = shapes(params)
   with origin(workdir) as (checkpoints, step):
     with checkpoints.reading(step):
       theirs = {path.removeprefix("ema/"): shape for path, shape in checkpoints.averaged(step).items()}
-    matched = {path for path, shape in ours.items() if theirs.get(path) == shape}
-    found = checkpoints.weights(only(params, matched), step, part=True) if matched else {}
+      matched = {path for path, shape in ours.items() if theirs.get(path) == shape}
+      read = checkpoints.some_weights(step, branches(params, matched)) if matched else {}
   if not matched:
     raise ValueError(f"init_from: no parameter of {workdir} matches this model's")
   other = [path for path in {*ours} & {*theirs} if ours[path] != theirs[path]]
@@ -260,6 +263,6 @@ def init_from(params: Any, workdir: str) -> tuple[Any, str]:
     "unused": sorted({*theirs} - {*ours}),
   }
   report = "\n".join(f"  {name}: {', '.join(values) or 'none'}" for name, values in rows.items())
-  found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+  found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(read)}
   params = jax.tree_util.tree_map_with_path(lambda path, leaf: found.get(path_name(path), leaf), params)
   return params, f"init_from {workdir} step {step}:\n{report}"

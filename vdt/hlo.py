@@ -91,9 +91,14 @@ class Module:
       start = next(iter(integers(counter)), 0) if counter.opcode == "constant" else 0
     return max(self.limit(loop) - start, 1)
 
+  def place(self, each: Any) -> str:
+    """Where in the source an instruction comes from; a loop that lost its name, where its body does."""
+    inside = self.computations[each.called_computation_ids[0]].instructions if each.opcode == "while" else []
+    return next(filter(None, (part.metadata.op_name for part in (each, *inside))), "")
+
   def kept(self, each: Any) -> float:
     """HBM bytes of what an instruction of the forward pass makes and one of the backward pass reads."""
-    if each.opcode in HANDING or "jvp" not in each.metadata.op_name or "transpose(jvp" in each.metadata.op_name:
+    if each.opcode in HANDING or "jvp" not in self.place(each) or "transpose(jvp" in self.place(each):
       return 0.0
     if each.opcode == "while":
       return self.stacked(each)
@@ -119,7 +124,7 @@ class Module:
           goes_to = part.shape.tuple_shapes[0] if part.opcode == "copy-start" else part.shape
           if HOST not in {space for _, space in sizes(goes_to)}:
             found = max(found, self.read_back(part, held))
-        elif "transpose(jvp" in part.metadata.op_name:
+        elif "transpose(jvp" in self.place(part):
           found = max(found, held)
     return found
 

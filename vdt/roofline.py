@@ -91,6 +91,11 @@ class Pending:
   seconds: float
   left: float
 
+  @property
+  def lane(self) -> str:
+    """What takes one transfer at a time: a network, and between slices one each way."""
+    return self.kind if self.kind in ("send", "recv") else {"dcn": "send"}.get(self.network, self.network)
+
 
 def module_of(compiled: Any) -> bytes:
   """The scheduled module of a program that `jax.jit(...).lower(...).compile()` made, serialised."""
@@ -118,14 +123,16 @@ class Program(Module):
     """Of one run of a computation."""
     total, pending = Cost(), {}
 
-    def advance(seconds: float, memory: float) -> None:
-      """What was started goes on for `seconds`, of which HBM is busy for `memory`, one transfer a network at a time."""
+    def advance(seconds: float, memory: float, waited: Pending | None = None) -> None:
+      """What was started goes on for `seconds`, of which HBM is busy for `memory`: one transfer a network at a
+      time, and none over that of what is waited for."""
       free = dict.fromkeys(("ici", "send", "recv", "host"), seconds) | {"hbm": max(seconds - memory, 0.0)}
+      if waited:
+        free[waited.lane] = 0.0
       for each in pending.values():
-        lane = each.kind if each.kind in ("send", "recv") else {"dcn": "send"}.get(each.network, each.network)
-        done = min(each.left, free[lane])
+        done = min(each.left, free[each.lane])
         each.left -= done
-        free[lane] -= done
+        free[each.lane] -= done
 
     def move(each: Pending, exposed: float) -> None:
       total.seconds += exposed
@@ -157,13 +164,13 @@ class Program(Module):
         started = pending.pop(each.name.removeprefix(FUSED + "done") if fused else each.operand_ids[0], None)
         if started:
           move(started, started.left)
-          advance(started.left, started.left if started.network == "hbm" else 0.0)
+          advance(started.left, 0.0, started)
       elif transfer := self.transfer(each):
         if each.opcode.endswith("-start") or each.opcode in ("send", "recv"):
           pending[each.id] = transfer
         else:
           move(transfer, transfer.left)
-          advance(transfer.left, 0.0)
+          advance(transfer.left, 0.0, transfer)
       else:
         work = self.work(each)
         matrix, memory = work.flops / self.chip.peak, work.bytes / self.chip.bandwidth
@@ -206,10 +213,10 @@ class Program(Module):
   def kernel(self, each: Any) -> Work:
     """Of a Pallas kernel, which the compiler does not look into: its operands and results, and its products.
 
-    The products are those that it states (`cost_estimate`), or that KERNELS has for it; ValueError if neither is there. One
-    of KERNELS reads two of its operands again for each block of the others: keys and values for those of queries, or
-    queries and gradients for those of keys; what says which tokens are padding is counted once. A causal one, which a
-    `jax.named_scope` says, leaves out the blocks above the diagonal.
+    The products are those that it states (`cost_estimate`), or that KERNELS has for it; ValueError if neither is there.
+    One of KERNELS reads two of its operands again for each block of the others: keys and values for those of queries,
+    or queries and gradients for those of keys; what says which tokens are padding is counted once. A causal one, which
+    a `jax.named_scope` says, leaves out the blocks above the diagonal.
     """
     moved = in_hbm(each.shape) + sum(in_hbm(self.instructions[number].shape) for number in each.operand_ids)
     if stated := STATED.search(each.backend_config.decode()):

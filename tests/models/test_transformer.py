@@ -119,7 +119,8 @@ def test_scan_is_a_loop_over_slices_and_remat_changes_memory_not_values():
   # A loop: the ends of the network once, the pattern's slices one by one, through networks of a single repeat.
   from flax import nnx
 
-  from vdt.models.transformer import REMAT, VideoDiT
+  from vdt.models.layers import REMAT
+  from vdt.models.transformer import VideoDiT
 
   class Loop(VideoDiT):
     def repeat(self, tokens, around, scan):

@@ -60,15 +60,16 @@ def attend_long(
 ) -> Float[Array, "*b k s e"]:
   """`attend` for sequences that no block holds: JAX's splash kernel, with a custom_vjp.
 
-  Lengths and heads are filled up with zeros, which no query sees, to multiples of 128. lies: how the arguments lie on a
-  mesh, if there is one.
+  Lengths and heads are filled up to multiples of 128, which no token sees. causal, valid: as `attend` has them, but
+  that what comes out for tokens that are not valid means nothing. lies: how the arguments lie on a mesh, if there is
+  one.
   """
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
   length, size = query.shape[-2:]
   whole = -(-length // 128) * 128
-  seen = np.pad(np.ones(length, bool) if valid is None else valid, (0, whole - length))
+  there = np.pad(np.ones(length, bool) if valid is None else valid, (0, whole - length))
 
   def local(*args: Array) -> Array:
     filled = [(0, 0)] * (args[0].ndim - 2) + [(0, whole - length), (0, -size % 128)]
@@ -78,7 +79,7 @@ def attend_long(
     made = splash.make_splash_mha_single_device(
       masks.MultiHeadMask([mask] * query.shape[-3]), block_sizes=splash.BlockSizes(*[block] * 8), interpret=interpret
     )
-    segments = None if seen.all() else splash.SegmentIds(jnp.zeros(whole, jnp.int32), jnp.asarray(~seen, jnp.int32))
+    segments = None if there.all() else splash.SegmentIds(jnp.zeros(whole, jnp.int32), jnp.asarray(~there, jnp.int32))
     kernel = lambda query, key, value: made(query, key, value, segments)
     for _ in query.shape[:-3]:
       kernel = jax.vmap(kernel)

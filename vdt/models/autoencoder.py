@@ -64,6 +64,7 @@ class AutoencoderNetwork(NamedTuple):
 
   @property
   def learn(self) -> Callable:
+    """`apply`, for a loss that is differentiated."""
     return self.apply
 
 

@@ -1,5 +1,7 @@
 """The pieces every block is made of."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,21 @@ from vdt.models import layout
 zeros = nnx.initializers.zeros_init()
 xavier = nnx.initializers.xavier_uniform()
 DENSE = "dense"  # what a dense layer put out, for a remat that keeps it
+REMAT: dict[str, Callable] = {
+  "none": lambda body: body,
+  "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
+  "full": jax.checkpoint,
+  "offload": lambda body: jax.checkpoint(
+    body,
+    policy=jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[DENSE],
+      offload_src="device",
+      offload_dst="pinned_host",
+    ),
+  ),
+}
+"""What the backward pass has of a repeat of the pattern; see `TransformerConfig.remat`."""
 
 
 class Dense(nnx.Linear):

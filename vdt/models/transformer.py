@@ -14,26 +14,12 @@ from jaxtyping import Array, Bool, Float
 
 from vdt.models import layout, positions
 from vdt.models.attention import AXES, Attention, CrossAttention
-from vdt.models.layers import DENSE, MLP, MODULATIONS, Dense, Residual, TimeEmbedding, Told, modulate, zeros
+from vdt.models.layers import MLP, MODULATIONS, REMAT, Dense, Residual, TimeEmbedding, Told, modulate, zeros
 from vdt.models.text import T5Config, T5Encoder
 
 TEXT, SOUND = BESIDE = ("text", "sound")  # axes that are not the video's own
 POSITIONS = ("rope", "sincos", "rope+sincos", "late sincos", "rope+places")
 NEAR = 1  # frames, of patches, that are heard before and after each
-REMAT: dict[str, Callable] = {
-  "none": lambda body: body,
-  "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
-  "full": jax.checkpoint,
-  "offload": lambda body: jax.checkpoint(
-    body,
-    policy=jax.checkpoint_policies.save_and_offload_only_these_names(
-      names_which_can_be_saved=[],
-      names_which_can_be_offloaded=[DENSE],
-      offload_src="device",
-      offload_dst="pinned_host",
-    ),
-  ),
-}
 SIZES = {  # depth counts blocks, space and time alike, as Latte does (arXiv:2401.03048, table 1)
   "XS": dict(depth=4, width=128, heads=4),  # ours: for minutes on a CPU
   "S": dict(depth=12, width=384, heads=6),
