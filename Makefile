@@ -22,7 +22,7 @@ $(VENV)/.tpu: $(VENV)/.installed
 	touch $@
 
 test: install lint $(VENV)/.tpu
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from etils import epath
 
 from vdt import cli, compiled, topology
 from vdt.config import Mesh
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-  monkeypatch.setattr(compiled, "CACHE", epath.Path(tmp_path / "cache"))
+  monkeypatch.setattr(compiled, "CACHE", tmp_path / "cache")
 
 
 def test_a_plan_adds_up_and_is_kept(tmp_path, capsys):

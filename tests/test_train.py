@@ -14,13 +14,15 @@ from short import get_config
 from data_pipelines.tokenizer import Pieces
 from vdt import checkpoint
 from vdt.checkpoint import Checkpointer
+from vdt.conditions import Conditions
+from vdt.config import Mesh
 from vdt.diffusion import Gaussian, RectifiedFlow, Sampler, Tasks
 from vdt.evals.features import VGG
 from vdt.evals.fvd import FVD
 from vdt.evals.val_loss import ValLoss
 from vdt.judge import LEAST, PATIENCE
 from vdt.sharding import path_name
-from vdt.train import Stop, first_state, train
+from vdt.train import Stop, first_state, make_update, train
 from vdt.workdirs import claim, refuse_another
 from vdt.writer import TIMINGS, best_step, read_rows
 
@@ -251,3 +253,20 @@ def test_a_model_of_images_goes_on_as_one_of_videos(tmp_path, data_dir):
     videos.freeze = wrong
     with pytest.raises(ValueError, match=message):
       train(videos, str(tmp_path / "wrong"))
+
+
+def test_a_training_step_alone_is_written_out(data_dir):
+  made, loops = get_config(), []
+  made.data.data_dir, made.mesh, made.model.depth = data_dir, Mesh(data=1), 4
+  optimizer, batch = made.optimizer.build(), made.data.batch(0)
+  batch = {"video": batch["video"], "cond": Conditions(made).arrays(batch), "stop": np.zeros_like(batch["label"])}
+  for made.model.scan in (True, False):
+    _, network = made.build()
+    state = checkpoint.new_state(network, optimizer, 0, jax.random.key(0))
+    step = jax.jit(make_update(made, network, optimizer, jax.random.key(1))).lower(state, batch)
+    video = batch["video"].astype(np.float32)
+    cond = {**batch["cond"], "given": np.zeros((*video.shape[:-1], 1), np.float32)}
+    sample = jax.jit(network.apply).lower(state.params, video, np.zeros(video.shape[:2], np.float32), cond)
+    loops.append([lowered.as_text().count("stablehlo.while") for lowered in (step, sample)])
+  assert loops[0][0] - loops[1][0] >= 2, "forward and backward"
+  assert loops[0][1] == loops[1][1] >= 1

@@ -9,15 +9,15 @@ import os
 import re
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
 from vdt import files, roofline
 from vdt.topology import GIB, Slice
 
-CACHE = epath.Path("~/.cache/vdt/plans")
+CACHE = Path("~/.cache/vdt/plans")
 OUT_OF_MEMORY = re.compile(
   r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"
 )
