@@ -179,14 +179,16 @@ def test_links_follow_the_equations_of_rings_and_lines():
 
 
 def test_messages_share_the_links_on_their_way():
+  most = lambda *case: max(load(*case).values(), default=0)
   shift = lambda by, length: [((i, 0), ((i + by) % length, 0)) for i in range(length)]
-  assert load(shift(1, 16), (16, 16), 16) == 1, "a ring"
-  assert load(shift(3, 16), (16, 16), 16) == 3
-  assert load(shift(1, 8), (8, 8), 16) == 1, "a line: what comes round goes back over its links"
-  assert load(shift(15, 16), (16, 16), 16) == 1, "backwards"
+  assert most(shift(1, 16), (16, 16), 16) == 1, "a ring"
+  assert most(shift(3, 16), (16, 16), 16) == 3
+  assert most(shift(1, 8), (8, 8), 16) == 1, "a line: what comes round goes back over its links"
+  assert most(shift(15, 16), (16, 16), 16) == 1, "backwards"
   across = [((i, 0), (7 - i, 0)) for i in range(8)]
-  assert load(across, (8, 8), 16) == 4, "all that is left of the middle passes it"
-  assert load([((0, 0), (0, 0))], (8, 8), 16) == 0
+  assert most(across, (8, 8), 16) == 4, "all that is left of the middle passes it"
+  assert most([((0, 0), (0, 0))], (8, 8), 16) == 0
+  assert {way for *_, way in load(shift(15, 16), (16, 16), 16)} == {"-"}
 
 
 @needs_compiler
@@ -198,10 +200,10 @@ def test_messages_inside_slices_are_of_each_slice_and_those_between_take_the_slo
   permute = schema.HloInstructionProto()
   for (part, x, y), number in place.items():
     permute.source_target_pairs.add(source=number, target=place[part, (x + 1) % 2, y])
-  assert taken(permute, "collective-permute", 1e6, where) == ("ici", 1e6 / CHIP.link)
+  assert taken(permute, "collective-permute", 1e6, where)[:2] == ("ici", 1e6 / CHIP.link)
   if slices == 2:
     permute.source_target_pairs.add(source=place[0, 0, 0], target=place[1, 0, 0])
-    assert taken(permute, "collective-permute", 1e6, where) == ("dcn", 1e6 / CHIP.dcn)
+    assert taken(permute, "collective-permute", 1e6, where)[:2] == ("dcn", 1e6 / CHIP.dcn)
 
 
 @pytest.mark.parametrize(

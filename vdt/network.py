@@ -9,22 +9,33 @@ import numpy as np
 from vdt.topology import Chip, Slice
 
 
-def taken(each: Any, kind: str, moved: float, where: Slice) -> tuple[str, float]:
-  """The network that a collective of `moved` bytes a chip uses, and for how many seconds."""
+def taken(each: Any, kind: str, moved: float, where: Slice) -> tuple[str, float, frozenset[str]]:
+  """The network that a collective of `moved` bytes a chip uses, for how many seconds, and what of it: lanes, of which
+  each carries one transfer at a time. Links inside a slice are two lanes along each axis, one each way."""
   if not each.source_target_pairs:
-    return seconds(kind, moved, group(each, len(where.devices)), where)
+    devices = [where.devices[number] for number in group(each, len(where.devices))]
+    name, needed = seconds(kind, moved, devices, where)
+    spanned = [axis for axis, column in enumerate(zip(*(device.coords for device in devices))) if len({*column}) > 1]
+    inside = frozenset(f"ici {axis}{way}" for axis in spanned for way in "+-")
+    return name, needed, inside if name == "ici" else frozenset(["send"])
   pairs = [(where.devices[pair.source], where.devices[pair.target]) for pair in each.source_target_pairs]
   if any(getattr(a, "slice_index", 0) != getattr(b, "slice_index", 0) for a, b in pairs):
-    return "dcn", moved / where.chip.dcn
+    return "dcn", moved / where.chip.dcn, frozenset(["send"])
   by_slice = collections.defaultdict(list)
   for a, b in pairs:
     by_slice[getattr(a, "slice_index", 0)].append((a.coords, b.coords))
-  most = max(load(each, where.shape, where.chip.ring) for each in by_slice.values())
-  return "ici", moved * most / where.chip.link
+  loads = [load(each, where.shape, where.chip.ring) for each in by_slice.values()]
+  most = max(max(each.values(), default=0) for each in loads)
+  return (
+    "ici",
+    moved * most / where.chip.link,
+    frozenset(f"ici {axis}{way}" for each in loads for *_, axis, way in each),
+  )
 
 
-def load(pairs: list[tuple[Any, Any]], shape: tuple[int, ...], ring: int) -> int:
-  """How many of the pairs' messages the busiest link carries, each sent axis by axis and the shorter way round."""
+def load(pairs: list[tuple[Any, Any]], shape: tuple[int, ...], ring: int) -> collections.Counter:
+  """How many of the pairs' messages each link (where it begins, its axis and way) carries, each sent axis by axis and
+  the shorter way round."""
   carried = collections.Counter()
   for start, end in pairs:
     at = [*start]
@@ -32,10 +43,9 @@ def load(pairs: list[tuple[Any, Any]], shape: tuple[int, ...], ring: int) -> int
       there = (target - at[axis]) % length if length % ring == 0 else target - at[axis]
       way = there - length if length % ring == 0 and 2 * there > length else there
       for _ in range(abs(way)):
-        forward = way > 0
-        carried[(*at, axis, forward)] += 1
-        at[axis] = (at[axis] + (1 if forward else -1)) % length
-  return max(carried.values(), default=0)
+        carried[(*at, axis, "+" if way > 0 else "-")] += 1
+        at[axis] = (at[axis] + (1 if way > 0 else -1)) % length
+  return carried
 
 
 def group(each: Any, count: int) -> list[int]:
@@ -60,9 +70,8 @@ def group(each: Any, count: int) -> list[int]:
   return list(groups[0].replica_ids) if groups and groups[0].replica_ids else list(range(count))
 
 
-def seconds(kind: str, moved: float, group: list[int], where: Slice) -> tuple[str, float]:
-  """The network that a group's collective uses, and for how long; see the equations in `links`."""
-  devices = [where.devices[number] for number in group]
+def seconds(kind: str, moved: float, devices: list[Any], where: Slice) -> tuple[str, float]:
+  """The network that a collective of a group of devices uses, and for how long; see the equations in `links`."""
   if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
     slices = len({device.slice_index for device in devices})
     factor = {"all-reduce": 2.0}.get(kind, 1.0)

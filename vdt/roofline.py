@@ -83,7 +83,8 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass
 class Pending:
-  """Something that was started: what it moves, over which network, and the seconds that are left of it."""
+  """Something that was started: what it moves, over which network and lanes of it (`network.taken`), and the seconds
+  that are left of it."""
 
   kind: str
   network: str
@@ -91,10 +92,12 @@ class Pending:
   seconds: float
   left: float
 
-  @property
-  def lane(self) -> str:
-    """What takes one transfer at a time: a network, and between slices one each way."""
-    return self.kind if self.kind in ("send", "recv") else {"dcn": "send"}.get(self.network, self.network)
+  lanes: frozenset[str]
+
+  @classmethod
+  def over(cls, network: str, kind: str, moved: float, rate: float, lane: str = "") -> "Pending":
+    """What goes over one lane, by default the network's only one, at `rate` bytes a second."""
+    return cls(kind, network, moved, moved / rate, moved / rate, frozenset([lane or network]))
 
 
 def module_of(compiled: Any) -> bytes:
@@ -124,15 +127,16 @@ class Program(Module):
     total, pending = Cost(), {}
 
     def advance(seconds: float, memory: float, waited: Pending | None = None) -> None:
-      """What was started goes on for `seconds`, of which HBM is busy for `memory`: one transfer a network at a
-      time, and none over that of what is waited for."""
-      free = dict.fromkeys(("ici", "send", "recv", "host"), seconds) | {"hbm": max(seconds - memory, 0.0)}
-      if waited:
-        free[waited.lane] = 0.0
+      """What was started goes on for `seconds`, of which HBM is busy for `memory`: one transfer a lane at a time, and
+      none over those of what is waited for."""
+      free = collections.defaultdict(lambda: seconds, {"hbm": max(seconds - memory, 0.0)})
+      for lane in waited.lanes if waited else ():
+        free[lane] = 0.0
       for each in pending.values():
-        done = min(each.left, free[each.lane])
+        done = min([each.left, *(free[lane] for lane in each.lanes)])
         each.left -= done
-        free[each.lane] -= done
+        for lane in each.lanes:
+          free[lane] -= done
 
     def move(each: Pending, exposed: float) -> None:
       total.seconds += exposed
@@ -238,23 +242,21 @@ class Program(Module):
     """What an instruction moves beside or between those that compute, or None if it computes."""
     opcode = each.opcode.removesuffix("-start")
     if moved := self.offloaded(each):
-      return Pending("copy", "host", moved, moved / self.chip.host, moved / self.chip.host)
+      return Pending.over("host", "copy", moved, self.chip.host)
     if opcode == "copy" and each.opcode != "copy":
       moved = in_hbm(each.shape.tuple_shapes[0]) + in_hbm(each.shape.tuple_shapes[1])
-      return Pending("copy", "hbm", moved, moved / self.chip.bandwidth, moved / self.chip.bandwidth)
+      return Pending.over("hbm", "copy", moved, self.chip.bandwidth)
     if each.opcode == "async-start":
       inside = self.wrapped(each)
       if inside.opcode in COLLECTIVES:
         return self.collective(inside, inside.opcode)
       work = self.asynchronous(each, inside)
-      return Pending(
-        inside.opcode, "hbm", work.bytes, work.bytes / self.chip.bandwidth, work.bytes / self.chip.bandwidth
-      )
+      return Pending.over("hbm", inside.opcode, work.bytes, self.chip.bandwidth)
     if opcode in COLLECTIVES:
       return self.collective(each, opcode)
     if opcode in ("send", "recv"):
       moved = float(sum(size for size, _ in sizes(each.shape.tuple_shapes[0])))
-      return Pending(opcode, "dcn", moved, moved / self.chip.dcn, moved / self.chip.dcn)
+      return Pending.over("dcn", opcode, moved, self.chip.dcn, lane=opcode)
     return None
 
   def offloaded(self, each: Any) -> float:
@@ -283,8 +285,8 @@ class Program(Module):
     given = sum(size for shape in shapes for size, _ in sizes(shape))
     made = sum(size for size, _ in sizes(each.shape)) - (given if each.opcode.endswith("-start") else 0)
     moved = float(made if kind == "all-gather" else given)
-    name, seconds = network.taken(each, kind, moved, self.where)
-    return Pending(kind, name, moved, seconds, seconds)
+    name, seconds, lanes = network.taken(each, kind, moved, self.where)
+    return Pending(kind, name, moved, seconds, seconds, lanes)
 
   def fused_collective(self, start: Any) -> Pending:
     """What a fusion starts: a collective whose parts the fusions between it and its done carry on as they compute."""
