@@ -352,7 +352,9 @@ def test_samples_are_told_the_caption_that_is_asked_for_and_what_is_swapped_is_t
   config.diffusion, config.sampler = RectifiedFlow(prediction="x0"), Sampler(steps=2)
   told = Conditions(config, lambda texts: {"text": np.array([said(text) for text in texts], np.float32)})
   runs = []
-  evaluate.evaluate(config, Network(None, echo, None), {}, {"probe": lambda run: runs.append(run) or {}}, Space(), told)
+  evaluate.evaluate(
+    config, Network(None, echo, echo, None), {}, {"probe": lambda run: runs.append(run) or {}}, Space(), told
+  )
   made = lambda **how: runs[0].sample(6, split=split, **how)[:, 0]
   number = np.arange(6) / 1000
   np.testing.assert_allclose(made()[:, 0, 0, 0, 0], number, atol=1e-6)
@@ -367,7 +369,7 @@ def test_samples_are_told_the_caption_that_is_asked_for_and_what_is_swapped_is_t
   echo_rate = lambda params, x, t, cond, *_: jnp.broadcast_to(cond["fps"][:, None, None, None, None] / 64, x.shape)
   config.model.classes, config.model.fps = 0, True
   probe = {"probe": lambda run: runs.append(run) or {}}
-  evaluate.evaluate(config, Network(None, echo_rate, None), {}, probe, Space(), Conditions(config))
+  evaluate.evaluate(config, Network(None, echo_rate, echo_rate, None), {}, probe, Space(), Conditions(config))
   for rate in (4.0, 16.0):
     found = runs[1].sample(6, split=split, fps=rate)
     np.testing.assert_allclose(found, np.full_like(found, rate / 64), atol=1e-6)
