@@ -20,7 +20,6 @@ plan() { # name, then what follows --config experiments/large.py:
 }
 
 plan xl_v5e_256 xl
-plan xl_v5e_256_five xl --config.data.batch_size=1280
 plan refused 2b --topology v5e:4x4 --config.mesh.fsdp=1 --config.micro_batches=1 --config.data.batch_size=64
 plan xl_v5p_64 xl --topology v5p:4x4x4 --config.data.batch_size=512
 plan 2b_v5p_64 2b --config.data.batch_size=256
