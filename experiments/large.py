@@ -6,8 +6,9 @@ r"""Models for pod slices, on clips of your own: 16 frames of 256 x 256 pixels, 
   vdt train --config experiments/large.py:xl --config.data.data_dir=gs://BUCKET/data --workdir gs://BUCKET/xl
 
 Variants: xl (Latte's XL with heads that fill a TPU's lanes, 0.68 B parameters, for v5e:16x16), 2b (2.1 B parameters,
-for v5p:4x4x4), tiny (the same in small, on simulated clips). Large patches of pixels need the clean video as the
-network's output (arXiv:2511.13720). Measured: nothing yet; what the TPU compiler makes of both is in docs/plans.
+for v5p:4x4x4), both with their training steps written out, tiny (the same in small, on simulated clips). Large patches
+of pixels need the clean video as the network's output (arXiv:2511.13720). Measured: nothing yet; what the TPU compiler
+makes of both is in docs/plans.
 """
 
 from data_pipelines.clips import Clips, SimulatedClips

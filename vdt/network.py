@@ -26,11 +26,8 @@ def taken(each: Any, kind: str, moved: float, where: Slice) -> tuple[str, float,
     by_slice[getattr(a, "slice_index", 0)].append((a.coords, b.coords))
   loads = [load(each, where.shape, where.chip.ring) for each in by_slice.values()]
   most = max(max(each.values(), default=0) for each in loads)
-  return (
-    "ici",
-    moved * most / where.chip.link,
-    frozenset(f"ici {axis}{way}" for each in loads for *_, axis, way in each),
-  )
+  lanes = frozenset(f"ici {axis}{way}" for each in loads for *_, axis, way in each)
+  return "ici", moved * most / where.chip.link, lanes
 
 
 def load(pairs: list[tuple[Any, Any]], shape: tuple[int, ...], ring: int) -> collections.Counter:

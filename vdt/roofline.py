@@ -233,7 +233,8 @@ class Program(Module):
     shapes = [shape for shape in shapes if element(shape) in ("BF16", "F32")]
     query, key = (list(shape.dimensions) for shape in shapes[:2])
     still, streamed = (key, query) if "dkv" in name else (query, key)
-    blocks = still[-2] / (int(stated[1]) if (stated := BLOCK.search(name)) else 128)
+    block = BLOCK.search(name)
+    blocks = still[-2] / (int(block[1]) if block else 128)
     share = (blocks + 1) / (2 * blocks) if "causal" in name else 1.0
     again = 2 * (share * blocks - 1) * math.prod(streamed) * size_of(shapes[0])
     return Work(share * counts[0] * 2.0 * math.prod(query) * key[-2], moved + again, moved)
