@@ -26,6 +26,6 @@ plan 2b_v5p_64 2b --config.data.batch_size=256
 plan xl_v6e_256 xl --topology v6e:16x16
 plan 2b_v5e_256 2b --topology v5e:16x16 --config.model.scan=True  # written out, it compiles for more than 12 minutes
 plan 2b_v6e_256 2b --topology v6e:16x16 --config.model.scan=True
-plan xl_v5e_64 xl --topology v5e:8x8 --config.data.batch_size=256
-plan xl_v5e_2x256 xl --slices 2 --config.data.batch_size=2048
+plan xl_v5e_64 xl --topology v5e:8x8 --config.data.batch_size=320
+plan xl_v5e_2x256 xl --slices 2 --config.data.batch_size=2560
 plan 2b_v5p_4x64 2b --slices 4 --config.data.batch_size=1024

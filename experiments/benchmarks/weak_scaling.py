@@ -52,7 +52,7 @@ def main() -> None:
   )
   axis.axvline(256, color="gray", ls=":", lw=1)
   axis.annotate("one slice | several, over the data centre's network", (256, 2), ha="center", fontsize=8)
-  axis.set(xscale="log", xticks=chips, xticklabels=chips, ylim=(0, 100), xlabel="chips of v5e, 4 clips a step each")
+  axis.set(xscale="log", xticks=chips, xticklabels=chips, ylim=(0, 100), xlabel="chips of v5e, 5 clips a step each")
   axis.set(ylabel="MFU, estimated, %", title="XL, 16 frames of 256 x 256, weak scaling")
   axis.minorticks_off()
   axis.grid(alpha=0.2)
