@@ -67,6 +67,7 @@ LEVERS = {  # what changes, and the axes whose attention has no kernel of ours
   "2 micro-batches": (micro_batches(2), ()),
   "4 micro-batches": (micro_batches(4), ()),
   "fsdp 4": (mesh(fsdp=4), ()),
+  "fsdp 8": (mesh(fsdp=8), ()),
   "fsdp 64": (mesh(fsdp=64), ()),
   "sequence 2": (mesh(sequence=2), ()),
   "tensor 2, heads 10 x 128": (lambda config: (mesh(tensor=2)(config), model(width=1280, heads=10)(config)), ()),
