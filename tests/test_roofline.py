@@ -62,6 +62,20 @@ def test_a_loop_counts_as_often_as_it_runs():
 
 
 @needs_compiler
+def test_a_round_that_does_the_work_of_several_counts_so():
+  """As the compiler writes loops that gather a product's operand bit by bit."""
+
+  def layers(x, weights):
+    def two(carry):
+      i, x = carry
+      return i + 2, jnp.tanh(jnp.tanh(x @ weights[i]) @ weights[i + 1])
+
+    return jax.lax.while_loop(lambda carry: carry[0] < 11, two, (2, x))[1]
+
+  assert cost(layers, (4096, 1024), (12, 1024, 1024)).flops == 10 * 2 * 4096 * 1024 * 1024
+
+
+@needs_compiler
 @pytest.mark.parametrize("unroll", [False, True])
 def test_what_the_forward_pass_keeps_is_counted_and_what_products_take(unroll):
   """In a stack that a loop fills, or array by array: what 12 layers make, and in a stack tanh in float32 too."""

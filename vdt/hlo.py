@@ -80,16 +80,32 @@ class Module:
     return max([value for value in limits if value > 0], default=1)
 
   def trips(self, loop: Any) -> int:
-    """How often a loop runs: from where its counter starts, at 0 or after rounds that were taken out, to its limit."""
-    condition = self.computations[loop.called_computation_ids[1]]
+    """How often a loop runs: from where its counter starts, at 0 or after rounds that were taken out, to its limit, by
+    what its body adds: a round may do the work of two."""
+    body, condition = (self.computations[number] for number in loop.called_computation_ids)
     counters = [each.tuple_index for each in condition.instructions if each.opcode == "get-tuple-element"]
-    start, entry = 0, self.instructions[loop.operand_ids[0]]
-    if len(counters) == 1 and entry.opcode == "tuple":
-      counter = self.instructions[entry.operand_ids[counters[0]]]
-      while counter.opcode == "copy":
-        counter = self.instructions[counter.operand_ids[0]]
-      start = next(iter(integers(counter)), 0) if counter.opcode == "constant" else 0
-    return max(self.limit(loop) - start, 1)
+    first, stride = [], []
+    if len(counters) == 1:
+      entry, root = self.instructions[loop.operand_ids[0]], self.instructions[body.root_id]
+      first = self.constants(self.made(entry, counters[0]))
+      counted = self.made(root, counters[0])
+      added = counted.operand_ids if counted.opcode == "add" else ()
+      stride = [value for number in added for value in self.constants(self.instructions[number])]
+    return max(-(-(self.limit(loop) - next(iter(first), 0)) // max(next(iter(stride), 1), 1)), 1)
+
+  def made(self, entry: Any, index: int) -> Any:
+    """The instruction that makes a tuple's element: in a fusion, and before what copies it."""
+    each = self.instructions[entry.operand_ids[index]] if entry.opcode == "tuple" else entry
+    while each.opcode in ("copy", "fusion"):
+      inside = each.opcode == "fusion"
+      each = self.instructions[
+        self.computations[each.called_computation_ids[0]].root_id if inside else each.operand_ids[0]
+      ]
+    return each
+
+  def constants(self, each: Any) -> list[int]:
+    """The integers of a constant; none of anything else."""
+    return integers(each) if each.opcode == "constant" else []
 
   def place(self, each: Any) -> str:
     """Where in the source an instruction comes from; a loop that lost its name, where its body does."""
