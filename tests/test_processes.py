@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from short import NOTES, ROOT, finish, get_config, last_step, meeting, python, rows, start, start_together
+from short import DIES, NOTES, ROOT, finish, get_config, last_step, meeting, python, rows, start, start_together
 from xla import devices
 
 from data_pipelines.video import read_clip
@@ -33,9 +33,9 @@ def ends(processes):
   return [process.returncode for process in processes], said
 
 
-def test_two_processes_are_one_and_stop_together(tmp_path, data_dir):
+def test_two_processes_are_one_and_stop_together(tmp_path, data_dir, monkeypatch):
   """Also where a run goes back before steps that leap, of which this threshold makes some, stores averages, and reads
-  captions."""
+  captions; and where one of them is killed while both read a checkpoint."""
   fields = {**FIELDS, "spike": 1.1, "roll_back": True, "averages": "(0.05,0.1)"}
   fields |= {"variant": "told", "evals.loss.every": 10}
   code, _, err = finish(tmp_path / "one", data_dir, devices=8, **fields)
@@ -50,6 +50,10 @@ def test_two_processes_are_one_and_stop_together(tmp_path, data_dir):
   assert codes == [77, 77], said
   with Checkpointer(str(two), create=False) as checkpoints:
     assert 4 <= checkpoints.newest < 20
+  monkeypatch.setenv(DIES, "1")  # the other one asks for a restart, and does not blame the checkpoint
+  codes, said = ends(start_together(two, data_dir, 2, 4, **fields))
+  assert codes == [77, -signal.SIGKILL] and "cannot be read" not in said[0], said
+  monkeypatch.delenv(DIES)
   codes, said = ends(start_together(two, data_dir, 2, 4, **fields))
   assert codes == [0, 0], said
   for mine, theirs in zip(rows(two), rows(tmp_path / "one"), strict=True):
@@ -112,7 +116,13 @@ def test_a_run_goes_on_over_other_meshes_and_processes(tmp_path, data_dir, monke
   data.prepare()
   for workdir in (whole, same, other):
     read = {step: set() for step in range(30)}
-    lines = [line for path in (tmp_path / f"notes {workdir.name}").iterdir() for line in path.read_text().splitlines()]
+    files = [path.read_text().splitlines() for path in (tmp_path / f"notes {workdir.name}").iterdir()]
+    lines = [line for file in files for line in file]
+    if workdir == whole:
+      blocks = [{block for line in file for block in json.loads(line)["blocks"]} for file in files]
+      assert blocks in ([{0, 1, 2, 3}, {4, 5, 6, 7}], [{4, 5, 6, 7}, {0, 1, 2, 3}]), (
+        "each process reads half of a batch"
+      )
     for note in (json.loads(line) for line in lines if line.endswith("}")):
       rows_read = np.arange(data.batch_size).reshape(note["of"], -1)[note["blocks"]].ravel()
       assert note["ids"] == data.batch(note["step"])["id"][rows_read].tolist(), note

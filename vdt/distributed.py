@@ -72,6 +72,11 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def lost(error: Exception) -> bool:
+  """Whether `error` is of another process of this run, which is there no more."""
+  return not alone() and isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in LOST)
+
+
 def leave(error: Exception) -> None:
   """Ends this process, where it has others, because of `error`: with 77, restart me, where one of them was lost.
 
@@ -79,8 +84,7 @@ def leave(error: Exception) -> None:
   """
   if not alone():
     sys.stdout.flush()
-    lost = isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in LOST)
-    os._exit(RESTART if lost else 1)
+    os._exit(RESTART if lost(error) else 1)
 
 
 def agree(what: dict[str, str]) -> None:
