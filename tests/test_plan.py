@@ -142,11 +142,11 @@ FULL = {
   "images": ("full",),
   "sound_bouncing": ("full",),
   "text_bouncing": ("full",),
-  "autoencoder": (),  # not planned yet: convolutions are not among what is priced
+  "autoencoder": ("full",),
   "ablations": ("full",),
   "bouncing": ("full",),
   "contacts": ("full", "occlusion"),
-  "protocols": ("ucf101", "kinetics600"),
+  "protocols": ("ucf101", "kinetics600", "sky-timelapse", "face-forensics", "taichi"),
   "large": ("xl", "2b"),
   "published": ("latte-xl", "latte-1"),
   "real_clips": ("full",),

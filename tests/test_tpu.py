@@ -40,11 +40,12 @@ def compiled():
     with jax.set_mesh(mesh):
       text = jax.jit(jax.grad(loss)).lower(params, video, video, batch(), given).compile().as_text()
     found = {"all-to-all": 0, "all-gather": []}
-    for shape, name in re.findall(r"= \(?\w+\[([\d,]*)\].* (all-to-all|all-gather)(?:-start)?\(", text):
+    for made, name in re.findall(r"= (.*) (all-to-all|all-gather)(?:-start)?\(", text):
       if name == "all-to-all":
         found[name] += 1
-      else:
-        found[name].append(math.prod(map(int, shape.split(","))))
+      else:  # what is started makes what it takes, too
+        sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[([\d,]+)\]", made)]
+        found[name].append(max(sizes))
     return found
 
   return compile

@@ -170,7 +170,7 @@ def drill(rounds: int, seed: int, folder: Path) -> dict:
         raise RuntimeError(f"round {number}: the run ended before it was struck, with {codes}: {said}")
       after = max(complete(workdir), default=0)
       done = rows(workdir)
-      first = min((step for step in done if step > begin), default=None)
+      started = ledger.read(str(workdir))[-1][0]["step"]
       row = {
         "strike": kind,
         **struck,
@@ -179,7 +179,7 @@ def drill(rounds: int, seed: int, folder: Path) -> dict:
         "codes": codes,
         "seconds to end": round(time.monotonic() - since, 1),
         "kept": after >= struck["complete"],
-        "went on": first == begin + 1 and seen - set(done) <= set(range(begin + 1, steps + 1)),
+        "went on": started == begin and seen - set(done) <= set(range(begin + 1, steps + 1)),
         "hung": None in codes,
         "said": said,
       }

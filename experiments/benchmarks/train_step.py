@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from vdt import host
-from vdt.checkpoint import State
+from vdt.checkpoint import State, donated
 from vdt.config import AdamW, Config
 from vdt.diffusion import RectifiedFlow, Tasks
 from vdt.models import TransformerConfig
@@ -76,7 +76,7 @@ def ours(**fields) -> Arm:
   model = TransformerConfig.sized("S", channels=CHANNELS, dtype="float32", remat="dots", **fields)
   config = Config(1, None, model, RectifiedFlow(), Tasks(), None, optimizer=OPTIMIZER, ema=DECAY)
   network, optimizer = model.build(FRAMES, SIZE, {}), OPTIMIZER.build()
-  update = jax.jit(make_update(config, network, optimizer, jax.random.key(0)), donate_argnums=0)
+  update = jax.jit(make_update(config, network, optimizer, jax.random.key(0)), donate_argnums=donated())
   apply = jax.jit(network.apply)
   params = jax.jit(network.init)(jax.random.key(1))
   state = State(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))

@@ -4,8 +4,8 @@
 
 Up to 512 chips (two slices) the points are what the compiler made (docs/plans/xl_v5e_*.json, by experiments/plans.sh).
 Beyond, a slice does what it does at 512 chips, and only the network between slices grows: a chip sends its share V
-of the gradient 2 V (s - 1) / s times over s slices, in a ring, as it sends V at two. The line hides as large a part of
-that as the two slices' schedule does, the band's lower edge none. Prints a table; all of it is an estimate.
+of the gradient 2 V (s - 1) / s times over s slices, in a ring, as it sends V at two, and receives as much. The line
+hides as large a part of both as the two slices' schedule does, the band's lower edge none, one after the other. Prints a table; all of it is an estimate.
 """
 
 import argparse
@@ -20,8 +20,8 @@ SLICES = (4, 8, 16)
 
 
 def over_dcn(plan: dict) -> tuple[float, float]:
-  """Seconds that the sends between slices take, and those that are waited for."""
-  found = [each for each in plan["train"]["collectives"] if each["network"] == "dcn" and each["kind"] != "recv"]
+  """Seconds that sending and receiving between slices take, and those that are waited for."""
+  found = [each for each in plan["train"]["collectives"] if each["network"] == "dcn"]
   return sum(each["seconds"] for each in found), sum(each["exposed"] for each in found)
 
 
