@@ -5,7 +5,8 @@
 Up to 512 chips (two slices) the points are what the compiler made (docs/plans/xl_v5e_*.json, by experiments/plans.sh).
 Beyond, a slice does what it does at 512 chips, and only the network between slices grows: a chip sends its share V
 of the gradient 2 V (s - 1) / s times over s slices, in a ring, as it sends V at two, and receives as much. The line
-hides as large a part of both as the two slices' schedule does, the band's lower edge none, one after the other. Prints a table; all of it is an estimate.
+hides as large a part of both as the two slices' schedule does, the band's lower edge none, one after the other. Prints
+a table; all of it is an estimate.
 """
 
 import argparse
