@@ -156,7 +156,7 @@ class TransformerConfig:
     """`flops` of the attention over each axis (without its dense layers), of what modulates, and of all else."""
     f, h, w = self.cells(frames, size)
     n, d = h * w, self.width
-    context = {"space": n, "time": f, "causal": f, "joint": f * n, TEXT: 0, SOUND: 0}  # these are short
+    context = {"space": n, "time": f, "causal": (f + 1) / 2, "joint": f * n, TEXT: 0, SOUND: 0}  # the others are short
     repeats = 2.0 * (self.depth // len(self.pattern))
     cell = self.patch[0] * self.patch[1] * self.patch[2]
     parts = {"dense": 2.0 * f * n * cell * (self.inputs + self.outputs) * d, "modulation": 2.0 * f * (256 + d) * d}
