@@ -8,8 +8,7 @@ heads of 128, a gated MLP of 28672, 32 layers, 32,768 words, 2,048 tokens a row,
 stream's width over tensor, products without batch axes kept for the backward pass, flash attention, bfloat16 over
 float32 parameters, AdamW. It has 4 rows a chip where the script has 7, whose kept products come to 98 GB a chip by our
 count. It is a dense transformer written for this check, not their program, and the compiler's flags are its defaults,
-where theirs turn on more of its overlaps; what it makes does a quarter more FLOPs than the model's (`hardware_flops`).
-Prints both and the difference, and writes JSON.
+where theirs turn on more of its overlaps. Prints both and the difference, and writes JSON.
 """
 
 import argparse
