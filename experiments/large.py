@@ -36,7 +36,7 @@ def get_config(variant: str = "xl") -> Config:
   )
   match variant:
     case "xl":
-      config.data.batch_size = 1280  # five clips a chip, the most that fit
+      config.data.batch_size = 1280  # five clips a chip
     case "2b":
       config.model = TransformerConfig.sized("2B", patch=(1, 16, 16), remat="dots", scan=False)
       config.micro_batches, config.topology = 2, "v5p:4x4x4"
