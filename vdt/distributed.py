@@ -88,9 +88,15 @@ def leave(error: Exception) -> None:
 
 
 def agree(what: dict[str, str]) -> None:
-  """ValueError, in every process, naming what differs between them and which processes have it otherwise."""
+  """ValueError, in every process, naming what differs between them and which processes have it otherwise; or where they
+  have not joined, as the hosts of a pod have not that nothing told of each other."""
   if alone():
     return
+  if not jax.distributed.is_initialized():
+    raise ValueError(
+      f"this run has {jax.process_count()} hosts that did not join each other: start it with vdt launch, or set "
+      f"{', '.join(EXPLICIT)} on each of them"
+    )
   size = 128
   mine = [value.encode()[:size].ljust(size) for value in what.values()]
   everyone = multihost_utils.process_allgather(np.array([np.frombuffer(row, np.uint8) for row in mine]))
