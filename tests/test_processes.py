@@ -16,7 +16,7 @@ from short import DIES, NOTES, ROOT, finish, get_config, last_step, meeting, pyt
 from xla import devices
 
 from data_pipelines.video import read_clip
-from vdt import cli
+from vdt import cli, distributed
 from vdt.checkpoint import Checkpointer
 from vdt.evaluate import flat
 
@@ -216,3 +216,9 @@ def test_processes_that_disagree_say_on_what(tmp_path, data_dir, what):
   assert codes == [1, 1] and not (tmp_path / "run" / "config.json").exists(), said
   for each in said:
     assert f"disagree on their {what}" in each and "others than process 0 has: 1" in each
+
+
+def test_hosts_of_a_pod_that_did_not_join_are_told_how(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 4)  # as the TPU's own runtime has it
+  with pytest.raises(ValueError, match=r"4 hosts that did not join .* vdt launch, or set JAX_COORDINATOR_ADDRESS"):
+    distributed.agree({"config": "1"})
