@@ -42,6 +42,7 @@ def element(shape: Any) -> str:
 
 
 def in_hbm(shape: Any) -> float:
+  """Bytes of the tiles that hold a shape's arrays in HBM."""
   return float(sum(size for size, space in sizes(shape) if space == HBM))
 
 
@@ -243,5 +244,6 @@ class Module:
 
 
 def integers(constant: Any) -> list[int]:
+  """The numbers of a constant of an integer type, 32 bits or 64; none of another."""
   literal = constant.literal
   return [*literal.s32s, *literal.s64s, *literal.u32s]

@@ -149,6 +149,7 @@ def rows(mesh: jax.sharding.Mesh, count: int, shape: tuple[int, ...], dtype: Any
 
 
 def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  """What a device holds of an array, without the padding of tiles."""
   return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
