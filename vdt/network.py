@@ -79,10 +79,11 @@ def seconds(kind: str, moved: float, devices: list[Any], where: Slice) -> tuple[
 def links(kind: str, moved: float, coords: list[tuple[int, ...]], shape: tuple[int, ...], chip: Chip) -> float:
   """Seconds that a collective of `moved` bytes a chip keeps the links busy between chips at `coords`.
 
-  On a ring of n chips whose links carry w bytes a second each way, gathering V bytes takes V (n - 1) / n / 2w, as does
-  leaving each with its part of a sum, reducing to all of them twice that, and exchanging V bytes V n / 8w; on a line, with no link back, each takes twice as long.
-  Several axes gather side by side; an exchange is bound by the longest one (jax-ml.github.io/scaling-book, "Sharded
-  matrices"). Groups that lie between each other share links, so theirs are that much slower.
+  On a ring of n chips whose links carry w bytes a second each way, gathering V bytes takes V (n - 1) / n / 2w, as
+  does leaving each with its part of a sum, reducing to all of them twice that, and exchanging V bytes V n / 8w; on a
+  line, with no link back, each takes twice as long. Several axes gather side by side; an exchange is bound by the
+  longest one (jax-ml.github.io/scaling-book, "Sharded matrices"). Groups that lie between each other share links, so
+  theirs are that much slower.
   """
   columns = [sorted(set(column)) for column in zip(*coords)]
   spans = [(column, shape[axis]) for axis, column in enumerate(columns) if len(column) > 1]
