@@ -25,8 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vdt import ledger
-from vdt.distributed import RESTART
+from vdt import attempts, ledger
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "preemption_drill.json"
@@ -95,12 +94,12 @@ def end(processes: list[subprocess.Popen]) -> tuple[list[int | None], list[str]]
 def strike(kind: str, processes: list[subprocess.Popen], workdir: Path, rng: random.Random) -> dict | None:
   """Waits for the moment, strikes, and returns what was there then; None if a process ended before."""
   begin, target = max(complete(workdir), default=0), rng.randint(2, 3 * SAVE_EVERY)
-  attempts = len(ledger.read(str(workdir)))  # rows of the attempt before are there until this one cuts them
+  starts = len(ledger.read(str(workdir)))  # rows of the attempt before are there until this one cuts them
   left = set((workdir / "checkpoints").glob(TORN))
   while all(process.poll() is None for process in processes):
     step = max(rows(workdir), default=0)
     saving = set((workdir / "checkpoints").glob(TORN)) - left
-    if saving if "save" in kind else step >= begin + target and len(ledger.read(str(workdir))) > attempts:
+    if saving if "save" in kind else step >= begin + target and len(ledger.read(str(workdir))) > starts:
       break
     time.sleep(0.001 if "save" in kind else 0.02)
   else:
@@ -157,13 +156,14 @@ def drill(rounds: int, seed: int, folder: Path) -> dict:
     workdir, table = folder / "disk" / "run", []
     steps = 12 * rounds
     for number in range(rounds):
-      kind, begin, seen = strikes[number % len(strikes)], max(complete(workdir), default=0), set(rows(workdir))
-      for _ in range(6):  # as a launcher would: where processes do not find each other in time, they ask for it
+      kind, again = strikes[number % len(strikes)], -1
+      while again < 5:  # as a launcher would, where they did not find each other in time, or one was lost
+        again, begin, seen = again + 1, max(complete(workdir), default=0), set(rows(workdir))
         processes = start(workdir, data, steps)
         struck = strike(kind, processes, workdir, rng)
         since = time.monotonic()
         codes, said = end(processes)
-        if struck or RESTART not in codes:
+        if struck or attempts.kind(codes) in (attempts.DONE, attempts.FAILED):
           break
       (folder / "disk" / "filler").unlink(missing_ok=True)
       if struck is None:
@@ -176,6 +176,7 @@ def drill(rounds: int, seed: int, folder: Path) -> dict:
         **struck,
         "after": after,
         "steps lost": max(done, default=0) - after,
+        "ended by itself before": again,
         "codes": codes,
         "seconds to end": round(time.monotonic() - since, 1),
         "kept": after >= struck["complete"],
@@ -185,17 +186,23 @@ def drill(rounds: int, seed: int, folder: Path) -> dict:
       }
       table.append(row)
       print(line(number, row), flush=True)
-    codes, said = end_in_peace(start(workdir, data, steps))
-    reference, _ = end_in_peace(start(peace, data, steps))
+    codes, said = end_in_peace(workdir, data, steps)
+    reference, _ = end_in_peace(peace, data, steps)
     if codes + reference != [0, 0, 0, 0]:
       raise RuntimeError(f"the last run ended with {codes}, the undisturbed one with {reference}: {said}")
     same = {"rows": rows(workdir) == rows(peace), "arrays": arrays(workdir) == arrays(peace)}
   return {"rounds": table, "full disk": had, "equal to the run in peace": same, "save_every": SAVE_EVERY, "seed": seed}
 
 
-def end_in_peace(processes: list[subprocess.Popen]) -> tuple[list[int | None], list[str]]:
-  said = [process.communicate()[1] for process in processes]
-  return [process.returncode for process in processes], [text[-500:] for text in said]
+def end_in_peace(workdir: Path, data: Path, steps: int) -> tuple[list[int | None], list[str]]:
+  """Runs it to its end, started again as a launcher would: exit codes, and what the processes said last."""
+  for _ in range(3):
+    processes = start(workdir, data, steps)
+    said = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    if attempts.kind(codes) in (attempts.DONE, attempts.FAILED):
+      break
+  return codes, [text[-500:] for text in said]
 
 
 def line(number: int, row: dict) -> str:
@@ -223,8 +230,11 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
   good = all(row["kept"] and row["went on"] and not row["hung"] for row in found["rounds"])
   same = found["equal to the run in peace"]
-  most = max(row["steps lost"] for row in found["rounds"])
-  print(f"{len(found['rounds'])} rounds, at most {most} steps lost; equal to the run in peace: {same}")
+  most, again = (max(row[name] for row in found["rounds"]) for name in ("steps lost", "ended by itself before"))
+  print(
+    f"{len(found['rounds'])} rounds, at most {most} steps lost; ended by itself, and was started again, at most "
+    f"{again} times a round; equal to the run in peace: {same}"
+  )
   options.json.write_text(json.dumps(found, indent=2) + "\n")
   sys.exit(0 if good and all(same.values()) else 1)
 
