@@ -46,6 +46,7 @@ def get_config(variant: str = "xl") -> Config:
       config.mesh, config.topology = Mesh(), "v5e:2x4"
       config.sampler.steps = 4
       config.steps, config.log_every, config.save_every = 20, 5, 10
+      config.spike, config.roll_back = 0.0, False  # of eight clips each, many steps leap
       config.evals["loss"].count, config.evals["loss"].every, config.best = 8, 0, ""
     case _:
       raise ValueError(f"unknown variant {variant!r}: choose xl, 2b or tiny")

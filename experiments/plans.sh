@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p docs/plans
 names=" $* "
-noise='^WARNING\|^I0000\|^W0000\|^E0000\|^===\|^learning'
+noise='^compiling\|^WARNING\|^I0000\|^W0000\|^E0000\|^===\|^learning'
 
 plan() { # name, then what follows --config experiments/large.py:
   local name=$1

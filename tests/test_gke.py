@@ -362,3 +362,21 @@ def test_clips_that_lie_beside_the_command_are_refused_before_a_plan(tmp_path):
     backend = launch.Backend(name, remote="gs://bucket/runs", **there)
     with pytest.raises(ValueError, match=f"(?s)'data', a folder beside this .* {name} .* upload data/own_clips"):
       backend.check([config])
+
+
+def test_what_kubectl_does_not_take_is_not_waited_for(tmp_path, monkeypatch):
+  from absl import flags
+
+  from vdt import attempts, sweep
+  from vdt.cli import parse
+
+  (tmp_path / "kubectl").write_text("#!/bin/sh\necho no cluster >&2\nexit 1\n")
+  (tmp_path / "kubectl").chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+  config, origin = parse(["--config=experiments/large.py:tiny"], flags.FlagValues())
+  plan = sweep.lay_one(tmp_path / "run", config, origin, 1, False)
+  plan.folder.mkdir()
+  plan.job.write(plan.folder)
+  with pytest.raises(ValueError, match="did not take run-run-"):
+    launch.submit([plan], launch.Backend("gke", cluster=CLUSTER, remote="gs://bucket/runs"), tmp_path)
+  assert attempts.state(plan.folder) == attempts.FAILED and launch.unfinished([plan.folder])

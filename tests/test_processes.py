@@ -188,7 +188,7 @@ def test_a_process_that_stands_still_does_not_leave_the_others_waiting(tmp_path,
   assert processes[0].returncode == 77 and "no step in 40 s" in said and "vdt/train.py" in said, said
 
 
-@pytest.mark.parametrize("what", ["config", "sources", "data set"])
+@pytest.mark.parametrize("what", ["config.seed", "sources", "data set"])
 def test_processes_that_disagree_say_on_what(tmp_path, data_dir, what):
   """On a field, on a file of the code, or on what lies at one name on each of two hosts, here in folders of theirs."""
   hosts, data = [tmp_path / "0", tmp_path / "1"], get_config().data
@@ -207,7 +207,7 @@ def test_processes_that_disagree_say_on_what(tmp_path, data_dir, what):
       (told,) = (hosts[1] / "data").rglob("sprites16/*/dataset_info.json")
       told.write_text(told.read_text().replace('"name"', '"name" '))
   names = [{**each, "PYTHONPATH": str(host), "PYTHONSAFEPATH": "1"} for each, host in zip(meeting(2), hosts)]
-  seeds = (0, 1 if what == "config" else 0)
+  seeds = (0, 1 if what == "config.seed" else 0)
   runs = zip(names, hosts, seeds)
   fields = {"data.data_dir": "data"}
   codes, said = ends(

@@ -65,10 +65,12 @@ def main(argv: list[str] | None = None) -> None:
     kind = "" if isinstance(error, EXPECTED) else f"{type(error).__name__}: "
     hint = "" if isinstance(error, EXPECTED) else " (VDT_TRACEBACK=1 shows where)"
     said = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(error).split()))
-    print(f"vdt {verb}: {kind}{said or type(error).__name__}{hint}", file=sys.stderr)
     if verb in MANY:
       from vdt import distributed
 
+      kind = "another process of this run was lost, start all of them again: " if distributed.lost(error) else kind
+    print(f"vdt {verb}: {kind}{said or type(error).__name__}{hint}", file=sys.stderr)
+    if verb in MANY:
       distributed.leave(error)
     sys.exit(1)
 

@@ -97,7 +97,10 @@ class Mesh:
     rest = self.fsdp * self.sequence * self.tensor
     data = len(devices) // rest if self.data == -1 else self.data
     if data < 1 or data * rest > len(devices):
-      raise ValueError(f"mesh {dataclasses.asdict(self)} needs {max(data, 1) * rest} devices, there are {len(devices)}")
+      raise ValueError(
+        f"mesh {dataclasses.asdict(self)} needs {max(data, 1) * rest} devices, there are {len(devices)}: set its axes "
+        f"for these, say --config.mesh.fsdp=1"
+      )
     if self.data == -1 and len(devices) % rest:
       raise ValueError(
         f"mesh {dataclasses.asdict(self)}: {len(devices)} devices do not divide by fsdp x sequence x tensor = {rest}"

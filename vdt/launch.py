@@ -109,7 +109,9 @@ def submit(plans: list[Plan], backend: Backend, where: Path) -> str:
     if not backend.dry:
       if not shutil.which("kubectl"):
         raise ValueError("there is no kubectl here: install it, or pipe what --dry_run prints to one")
-      subprocess.run(["kubectl", "apply", "-f", "-"], input=said[-1], text=True, check=True)
+      if subprocess.run(["kubectl", "apply", "-f", "-"], input=said[-1], text=True).returncode:
+        attempts.note(folder, FAILED)
+        raise ValueError(f"kubectl, which says why above, did not take {name}: mend that, and launch it again")
       attempts.note(folder, "submit", backend="gke", job=f"{backend.cluster.namespace}/{name}")
   return "---\n".join(said)
 

@@ -298,6 +298,7 @@ def run(config: Config, name: str, slices: int, json_path: str | None, limit: in
       print(f"{1e3 * planned['step_seconds']:9.1f} ms  MFU {100 * planned['mfu']:5.1f} %  {flags}")
     found = [planned for _, planned in pairs]
   else:
+    print(f"compiling for {slices} x {name}: minutes for a large model, seconds the second time", file=sys.stderr)
     found = plan(config, name, slices)
     print(table(found))
   if json_path:

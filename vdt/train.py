@@ -101,11 +101,12 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
 
 def agree(config: Config) -> None:
   """ValueError where the processes of this run do not have one config, one code and one data set."""
-  resolved = json.dumps(to_dict(config), sort_keys=True)
+  fields = {f"config.{name}": json.dumps(value, sort_keys=True) for name, value in to_dict(config).items()}
   ids = ",".join(config.data.batch(0)["id"].tolist())
   digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
   data = f"{len(config.data)} clips, {digest(ids)}, {config.data.fingerprint()}"
-  distributed.agree({"config": digest(resolved), "sources": workdirs.source_hash(), "data set": data})
+  told = {name: digest(value) for name, value in fields.items()}
+  distributed.agree(told | {"sources": workdirs.source_hash(), "data set": data})
 
 
 def written(workdir: str, step: int) -> set[str]:
