@@ -22,7 +22,7 @@ plan() { # name, then what follows --config experiments/large.py:
 plan xl_v5e_256 xl
 plan refused 2b --topology v5e:4x4 --config.mesh.fsdp=1 --config.micro_batches=1 --config.data.batch_size=64
 plan xl_v5p_64 xl --topology v5p:4x4x4 --config.data.batch_size=512
-latents=(--config.data.size="(32,32)" --config.model.channels=4 --config.model.patch="(1,2,2)")  # as many tokens
+latents=(--config.data.size=32,32 --config.model.channels=4 --config.model.patch=1,2,2)  # as many tokens
 plan xl_latents_v5e_256 xl "${latents[@]}"
 plan xl_latents_v5p_64 xl --topology v5p:4x4x4 --config.data.batch_size=512 "${latents[@]}"
 plan 2b_v5p_64 2b --config.data.batch_size=256
