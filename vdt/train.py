@@ -229,8 +229,6 @@ def loop(
     with log.spending("data"):
       seen = show(next(batches))
     state, metrics = update(state, seen)
-    if not checkpoint.donated():  # a CPU's devices share threads: two steps at once may wait for each other's for ever
-      jax.block_until_ready(state)
     stopped = judge.settle(pending)  # of the step before, while the device works on this one
     pending = (done, metrics)
     if tracing and (done in (last, config.steps) or stopped):
