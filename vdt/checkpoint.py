@@ -43,9 +43,7 @@ def donated() -> tuple[int, ...]:
   """The arguments of a training step whose memory its results take: the state's, its first.
 
   None where a CPU is one device: a save reads arrays where they lie, and a step that was given their memory would copy
-  them before it began, and wait. So a state is there twice. Steps over several such devices, which are for tests, keep
-  their memory: without it, JAX 0.10.2 ran collectives that do not depend on each other at once, on as many threads as
-  there are cores, and two processes waited for each other for ever (seen twice in a dozen starts).
+  them before it began, and wait. So a state is there twice. Several such devices are for tests.
   """
   return () if jax.default_backend() == "cpu" and jax.device_count() == 1 else (0,)
 
