@@ -161,7 +161,10 @@ def make_update(config: Config, network: Any, optimizer: optax.GradientTransform
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     new, old = (params, ema, opt, averaged), (state.params, state.ema, state.opt, state.averages)
     params, ema, opt, averaged = keep(new, old)
-    metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite, "stop": batch["stop"].max()}
+    # Needs `finite`, and so runs after the gradients' collectives: XLA keeps no order between independent ones on CPUs,
+    # and two processes that do them in different order wait for each other for ever, or end each other.
+    stop = jnp.where(finite, batch["stop"], 0).max()
+    metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite, "stop": stop}
     return State(params, ema, opt, state.step + 1, averaged), metrics
 
   return update
