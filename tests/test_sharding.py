@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from short import get_config
+from tensorflow.compiler.xla.service import hlo_pb2
 from xla import EXACT, devices
 
-from vdt import checkpoint, sharding
+from vdt import checkpoint, hlo, plan, roofline, sharding
 from vdt.conditions import Conditions
 from vdt.config import AdamW, Mesh, Muon
 from vdt.diffusion import Tasks
@@ -89,6 +91,34 @@ def test_all_four_axes_together_are_a_single_device(single, data_dir, monkeypatc
   with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     axes = dict(data=2, fsdp=2, sequence=2, tensor=2)
     assert_same(pool.submit(fetched, data_dir, "adamw", axes).result(), single("adamw"))
+
+
+def test_a_step_over_data_reduces_one_thing_after_the_other(data_dir):
+  """All-reduces that do not need each other keep no order on CPUs, and processes then wait for each other for ever. So
+  each needs those before it, or the loop that does them."""
+  config = get_config()
+  config.data.data_dir, config.mesh = data_dir, Mesh(data=8)
+  mesh, network = config.build()
+  _, lowered = plan.lowered_step(config, mesh, network)
+  parsed = hlo_pb2.HloModuleProto.FromString(roofline.module_of(lowered.compile()))
+  module = hlo.Module(parsed)
+
+  def reduces(each) -> bool:
+    inside = each.called_computation_ids if each.opcode in ("while", "call", "conditional") else ()
+    return each.opcode == "all-reduce" or any(reduces(part) for number in inside for part in module.sequence(number))
+
+  def needs(each) -> set[int]:
+    found, left = set(), [each.id]
+    while left:
+      new = set(module.instructions[left.pop()].operand_ids) - found
+      found |= new
+      left += new
+    return found
+
+  reducing = [each for each in module.sequence(parsed.entry_computation_id) if reduces(each)]
+  assert len(reducing) > 1, "gradients, and the flags of a stop"
+  for before, after in itertools.pairwise(reducing):
+    assert before.id in needs(after), f"{after.metadata.op_name} does not need {before.metadata.op_name}"
 
 
 @pytest.mark.parametrize("axes", [dict(), dict(data=2, fsdp=2)], ids=str)
