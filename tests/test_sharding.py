@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from short import get_config
-from tensorflow.compiler.xla.service import hlo_pb2
 from xla import EXACT, devices
 
 from vdt import checkpoint, hlo, plan, roofline, sharding
@@ -94,8 +93,10 @@ def test_all_four_axes_together_are_a_single_device(single, data_dir, monkeypatc
 
 
 def test_a_step_over_data_reduces_one_thing_after_the_other(data_dir):
-  """All-reduces that do not need each other keep no order on CPUs, and processes then wait for each other for ever. So
-  each needs those before it, or the loop that does them."""
+  """On CPUs XLA does not wait for an all-reduce before it starts one that does not need it, and processes that do them
+  in different order wait for each other for ever. So each needs those before it, or the loop that does them."""
+  from tensorflow.compiler.xla.service import hlo_pb2
+
   config = get_config()
   config.data.data_dir, config.mesh = data_dir, Mesh(data=8)
   mesh, network = config.build()

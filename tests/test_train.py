@@ -69,6 +69,22 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(tmp_path,
   assert states[1]["step"] == states[0]["step"] + 1
 
 
+def test_a_signal_is_heard_in_a_step_that_is_not_finite(data_dir):
+  made = config(data_dir, (), 1)
+  made.data.prepare()
+  batch = made.data.batch(0)
+  made.diffusion = Poisoned(labels=tuple(int(label) for label in batch["label"]))
+  mesh, network = made.build()
+  optimizer = made.optimizer.build()
+  state = checkpoint.new_state(network, optimizer, 0, jax.random.key(0))
+  step = jax.jit(make_update(made, network, optimizer, jax.random.key(1)))
+  with jax.set_mesh(mesh):
+    for number in (0, signal.SIGTERM):
+      flags = np.array([0, number], np.int32)
+      _, metrics = step(state, {"video": batch["video"], "cond": Conditions(made).arrays(batch), "stop": flags})
+      assert not metrics["finite"] and metrics["stop"] == number
+
+
 def test_a_run_goes_back_before_a_spike_and_on_without_it_also_when_it_is_resumed(tmp_path, data_dir, capsys):
   made = config(data_dir, (), 20)
   made.save_every, made.spike, made.roll_back, batch = 4, 8.0, True, 14

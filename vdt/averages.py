@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vdt.workdirs import absolute
+from vdt.workdirs import absolute, file_bytes
 
 LONGEST = 12**-0.5  # the relative length of the mean of all steps, gamma = 0
 
@@ -69,7 +69,8 @@ class Averages:
     """Stores the averages of a step, and waits for it; those of a step that is there stay."""
     if step not in self.manager.all_steps():
       tree = {str(number): average for number, average in enumerate(averages)}
-      items = {"averages": ocp.args.PyTreeSave(tree), "lengths": ocp.args.JsonSave(list(lengths))}
+      arrays = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=file_bytes(self.manager.directory))
+      items = {"averages": arrays, "lengths": ocp.args.JsonSave(list(lengths))}
       self.manager.save(step, args=ocp.args.Composite(**items))
       self.manager.wait_until_finished()
 

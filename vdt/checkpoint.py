@@ -12,10 +12,7 @@ import orbax.checkpoint as ocp
 from vdt import distributed
 from vdt.averages import Averages
 from vdt.sharding import path_name
-from vdt.workdirs import absolute
-
-FILE = 2**25
-"""Bytes at which a file of a checkpoint is written, while more is gathered; Orbax gathers 2 GiB first."""
+from vdt.workdirs import absolute, file_bytes
 
 
 class State(NamedTuple):
@@ -84,8 +81,7 @@ class Checkpointer:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=NewestAndBest(keep, best), create=create, cleanup_tmp_directories=create
     )
-    # compression saved 8 % of the bytes for twice the time; Orbax sizes files in zarr3 alone
-    arrays = ocp.PyTreeCheckpointHandler(use_compression=False, use_zarr3=True)
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False)  # it saved 8 % of the bytes for twice the time
     handlers = {"state": arrays, "ledger": ocp.JsonCheckpointHandler()}
     self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
     self.keep = keep
@@ -114,7 +110,7 @@ class Checkpointer:
       if self.averages:  # one after the other: saves of two managers would meet at one barrier of the processes
         self.manager.wait_until_finished()
         self.averages.save(step, state.averages, self.lengths)
-      arrays = ocp.args.PyTreeSave(state.fields(), ocdbt_target_data_file_size=FILE)
+      arrays = ocp.args.PyTreeSave(state.fields(), ocdbt_target_data_file_size=file_bytes(self.directory))
       self.manager.save(step, args=ocp.args.Composite(state=arrays, ledger=ocp.args.JsonSave(ledger)))
     if wait:
       self.manager.wait_until_finished()

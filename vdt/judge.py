@@ -32,8 +32,7 @@ class Judge:
     self.recent = {name: collections.deque((row[name] for row in rows), HISTORY) for name in WATCHED}
 
   def settle(self, pending: tuple[int, dict] | None) -> int:
-    """Writes the metrics of a finished step; returns the signal that some process had got by then (0: none, or
-    the step was not finite: it changed nothing, and the next one tells).
+    """Writes the metrics of a finished step; returns the signal that some process had got by then (0: none).
 
     A step that was not finite is written with its clips. One whose loss or gradient norm is more than `config.spike`
     times its median over the last 20 logged steps that did not leap, of which there must be 5, is so as well, and

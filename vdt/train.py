@@ -24,6 +24,9 @@ from vdt.judge import Judge, Spike
 from vdt.report import write_report
 from vdt.watchdog import Watchdog
 
+SIGNALS = 256
+"""More than the numbers of signals."""
+
 
 def train(config: Config, workdir: str, origin: list[str] | None = None) -> State:
   """Trains to `config.steps`, from where `workdir` stands, and returns the last state. `origin`: the command's flags.
@@ -161,9 +164,9 @@ def make_update(config: Config, network: Any, optimizer: optax.GradientTransform
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     new, old = (params, ema, opt, averaged), (state.params, state.ema, state.opt, state.averages)
     params, ema, opt, averaged = keep(new, old)
-    # Needs `finite`, and so runs after the gradients' collectives: XLA keeps no order between independent ones on CPUs,
-    # and two processes that do them in different order wait for each other for ever, or end each other.
-    stop = jnp.where(finite, batch["stop"], 0).max()
+    # Not before `finite` is known, which needs the gradients' collectives: on CPUs XLA does not wait for one collective
+    # before it starts another that does not need it, and processes that do them in different order hang, or abort.
+    stop = (batch["stop"] + jnp.where(finite, 0, SIGNALS)).max() % SIGNALS
     metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite, "stop": stop}
     return State(params, ema, opt, state.step + 1, averaged), metrics
 

@@ -93,6 +93,12 @@ def absolute(workdir: str) -> epath.Path:
   return epath.Path(workdir) if remote(workdir) else epath.Path(workdir).resolve()
 
 
+def file_bytes(path: epath.Path) -> int | None:
+  """The size at which one of Orbax's files of arrays is full, and written while the next is filled. An array that is
+  larger on a device lies in several. None: as Orbax has it, 400 MiB in a bucket (and 2 GiB on a disk)."""
+  return None if remote(str(path)) else 2**25
+
+
 def saved(path: epath.Path) -> list[int]:
   """The steps of complete checkpoints: Orbax gives one its name, the step, when it is."""
   folder = path / "checkpoints"

@@ -1,16 +1,17 @@
 """How long does a save keep training waiting, and how fast is it written?
 
-  python experiments/benchmarks/checkpoint_stall.py [--gigabytes 2] [--rounds 5] [--json FILE]
+  python experiments/benchmarks/checkpoint_stall.py [--gigabytes 2] [--rounds 12] [--json FILE]
 
 A state of float32 arrays, shaped like a model's with its average and moments, is saved through `vdt.checkpoint` by
 turns waiting for it, down to the disk (a synchronous save), and as training does: in the background, with steps that
-change every array of the state, and multiply matrices, going on. Each removes the save before it, as in training, but
-for the first of a round, whose time tells the throughput: nor is the removing of dd's file timed. The stall is what
-`save` itself takes, and what the step after it takes longer on the state that is being saved than on an equal one of
-which nothing is saved, at the same moment of another save: so what both lose to the save's work on two cores is no part
-of it, and is printed beside it. In the same rounds `dd` writes as many bytes to the same disk, up to fsync, before and
-after: the state's bytes, which it has in memory, and not zeros, which some disks do not write. Prints a table of
-medians and writes JSON. Goals: stall at most 5 % of a synchronous save, throughput at least 70 % of the disk's.
+change every array of the state, and multiply matrices, going on. Each save removes the one before it, as in training,
+but for the first of a round: its time tells the throughput, for the removing of dd's file is not timed either. The
+stall is what `save` itself takes, and what the step after it takes longer on the state that is being saved than on an
+equal one of which nothing is saved, at the same moment of another save. So what both lose to the save's work on two
+cores is no part of it, and is printed beside it. In the same rounds `dd` writes as many bytes to the same disk, up to
+fsync, before and after: the state's bytes, which it has in memory, and not zeros, which some disks do not write. Prints
+a table of medians, and the range of the rounds, and writes JSON. Goals: stall at most 5 % of a synchronous save,
+throughput at least 70 % of the disk's.
 """
 
 import argparse
@@ -62,10 +63,15 @@ def disk(folder: Path, size: int) -> float:
   return count * 2**22 / seconds
 
 
+def percent(shares: list[float]) -> str:
+  """The median, and the least and most."""
+  return f"{statistics.median(shares):.1%} ({min(shares):.0%} to {max(shares):.0%})"
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--gigabytes", type=float, default=2.0)
-  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--rounds", type=int, default=12)
   parser.add_argument("--json", type=Path, default=RESULTS)
   options = parser.parse_args()
   state = jax.block_until_ready(new_state(options.gigabytes))
@@ -89,12 +95,12 @@ def main() -> None:
       with Checkpointer(str(folder / str(turn)), keep=1) as checkpoints:
         for _ in range(2):
           (state, _), (other, row["step in peace"]) = timed(state), timed(other)
-        for kind in ("written", "synchronous", "saved", "other"):
+        for kind in ("nothing removed", "synchronous", "saved", "other"):
           number += 1
           state = state._replace(step=jnp.int32(number))
           start = time.perf_counter()
-          checkpoints.save(state, LEDGER, wait=kind in ("written", "synchronous"))
-          if kind in ("written", "synchronous"):
+          checkpoints.save(state, LEDGER, wait=kind in ("nothing removed", "synchronous"))
+          if kind in ("nothing removed", "synchronous"):
             os.sync()  # as dd does, down to the disk
             row[kind] = time.perf_counter() - start
             continue
@@ -112,24 +118,22 @@ def main() -> None:
       shutil.rmtree(folder / str(turn))
   finally:
     shutil.rmtree(folder)
-  median = {name: statistics.median(row[name] for row in rounds[1:]) for name in rounds[0]}
-  found = {
-    "bytes": size,
-    "median": median,
-    "stall share": statistics.median(row["stall"] / row["synchronous"] for row in rounds[1:]),
-    "share of disk": statistics.median(size / row["written"] / row["disk"] for row in rounds[1:]),
-    "rounds": rounds[1:],
-    "load": os.getloadavg()[0],
+  rounds = rounds[1:]
+  kinds = ("nothing removed", "synchronous")
+  shares = {
+    "stall of a save": {kind: [row["stall"] / row[kind] for row in rounds] for kind in kinds},
+    "throughput of dd's": {kind: [size / row[kind] / row["disk"] for row in rounds] for kind in kinds},
   }
-  rate = size / median["written"]
+  median = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
+  found = {"bytes": size, "median": median, "shares": shares, "rounds": rounds, "load": os.getloadavg()[0]}
   print(f"state                 {size / 2**30:.2f} GiB")
-  print(f"synchronous save      {median['synchronous']:.2f} s, the save before it removed")
-  print(f"  nothing removed     {median['written']:.2f} s, {rate / 1e6:,.0f} MB/s")
+  for kind, name in zip(kinds, ("nothing to remove", "the last removed"), strict=True):
+    part = [f"{name:20} {percent(each[kind])}" for name, each in shares.items()]
+    print(f"save, {name:17} {median[kind]:.2f} s, {size / median[kind] / 1e6:,.0f} MB/s; {'; '.join(part)}")
+  print(f"dd up to fsync        {median['disk'] / 1e6:,.0f} MB/s")
   print(
-    f"dd up to fsync        {median['disk'] / 1e6:,.0f} MB/s; the save reaches {100 * found['share of disk']:.0f} %"
+    f"stall                 {median['stall']:.3f} s: save itself {median['save, saved']:.3f} s, and of a step the rest"
   )
-  print(f"stall of a save       {median['stall']:.3f} s, {100 * found['stall share']:.1f} % of a synchronous one")
-  print(f"  save itself         {median['save, saved']:.3f} s")
   for name in ("step on what is saved", "step on another state", "step in peace"):
     print(f"  {name:21} {median[name]:.3f} s")
   print(f"done in background    {median['whole']:.2f} s after, beside training")
