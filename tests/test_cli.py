@@ -41,6 +41,7 @@ def fails(capsys, *argv):
   "fields, message",
   [
     ({"model.dept": 3}, "unknown config field: Field dept not found"),
+    ({"model": 3}, "--config.model is no single value: change its fields, --config.model.NAME=VALUE"),
     ({"model.depth": "deep"}, "--config.model.depth=deep: invalid literal for int()"),
     ({"steps": 0}, "steps, log_every, save_every and keep must be at least 1"),
     ({"model.pattern": '(("spice",),)'}, "'spice'"),
@@ -77,6 +78,8 @@ def test_bad_flags(capsys, tmp_path):
     capsys, "train", f"--config={SHORT}", "--workdirs=x"
   )
   assert "no experiment at nowhere.py" in fails(capsys, "train", "--config=nowhere.py", f"--workdir={tmp_path}")
+  assert fails(capsys, "plan") == "vdt plan: name an experiment with --config FILE.py[:VARIANT]"
+  assert "or a run with --workdir DIR" in fails(capsys, "train")
   assert "--workdir is missing" in fails(capsys, "train", f"--config={SHORT}")
   assert "unexpected argument 'now'" in fails(capsys, "train", "now")
   assert "is no workdir of a run" in fails(capsys, "evaluate", f"--workdir={tmp_path}")

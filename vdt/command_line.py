@@ -22,14 +22,15 @@ def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
     print("  --config FILE.py[:VARIANT] and --config.FIELD=VALUE: the experiment, and changes to it")
     print(values.get_help())
     sys.exit(0)
-  from ml_collections import config_flags
+  from ml_collections.config_flags import config_flags
 
   from vdt import workdirs
 
   named = pairs(rest)
   if "config" not in named:
     if "workdir" not in named:
-      raise ValueError("name an experiment with --config FILE.py[:VARIANT], or a run with --workdir DIR")
+      run = ", or a run with --workdir DIR" if "workdir" in values else ""
+      raise ValueError(f"name an experiment with --config FILE.py[:VARIANT]{run}")
     stored = workdirs.read(named["workdir"])
     if not stored["origin"]:
       raise ValueError(f"{named['workdir']} does not know its experiment's file: name it with --config")
@@ -50,6 +51,11 @@ def parse(rest: list[str], values: flags.FlagValues) -> tuple[Any, list[str]]:
     if any(frame.filename == os.path.abspath(path) for frame in traceback.extract_tb(error.__traceback__)):
       raise  # the experiment's own
     raise ValueError(f"unknown config field: {error.args[0]}") from None
+  except config_flags.UnsupportedOperationError as error:
+    field = str(error).partition(" is not supported")[0].split()[-1]
+    raise ValueError(
+      f"--{field} is no single value: change its fields, --{field}.NAME=VALUE, or the experiment"
+    ) from None
   except flags.IllegalFlagValueError as error:  # an experiment's own error arrives as a traceback
     raise ValueError(str(error).strip().splitlines()[-1]) from None
   return values.config, [f"--{name}={value}" for name, value in named.items() if name.split(".")[0] == "config"]
