@@ -218,6 +218,14 @@ def test_processes_that_disagree_say_on_what(tmp_path, data_dir, what):
     assert f"disagree on their {what}" in each and "others than process 0 has: 1" in each
 
 
+def test_processes_that_sample_are_asked_alike(tmp_path, data_dir):
+  assert finish(tmp_path / "run", data_dir, steps=2, save_every=2)[0] == 0
+  said = ["vdt.cli", "sample", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]
+  codes, told = ends([python([*said, f"--seed={number}"], data_dir, 1, each) for number, each in enumerate(meeting(2))])
+  assert codes == [1, 1] and not list((tmp_path / "out").glob("*")), told
+  assert all("disagree on their request" in each for each in told)
+
+
 def test_hosts_of_a_pod_that_did_not_join_are_told_how(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 4)  # as the TPU's own runtime has it
   with pytest.raises(ValueError, match=r"4 hosts that did not join .* vdt launch, or set JAX_COORDINATOR_ADDRESS"):

@@ -21,14 +21,16 @@ needs_compiler = pytest.mark.skipif(missing, reason="libtpu is not installed: pi
 CHIP = CHIPS["v5e"]
 
 
-def cost(function, *shapes, dtype="bfloat16", name="v5e:2x4", spec=(), specs=None):
-  """The cost of a program on 8 chips along one axis; inputs lie as `spec`, or each as `specs` says."""
+def cost(function, *shapes, dtype="bfloat16", name="v5e:2x4", spec=(), specs=None, out=None):
+  """The cost of a program on 8 chips along one axis; inputs lie as `spec`, or each as `specs` says, its result as `out`
+  does, or as the compiler has it."""
   where = topology.describe(name)
   mesh = jax.sharding.Mesh(np.array(where.devices), ("x",))
   specs = specs or [spec] * len(shapes)
   place = lambda shape, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
   with jax.set_mesh(mesh):
-    lowered = jax.jit(function).lower(*(place(*pair) for pair in zip(shapes, specs)))
+    made = None if out is None else NamedSharding(mesh, P(*out))
+    lowered = jax.jit(function, out_shardings=made).lower(*(place(*pair) for pair in zip(shapes, specs)))
   return roofline.price(roofline.module_of(lowered.compile()), where)
 
 
@@ -174,6 +176,19 @@ def test_what_is_reduced_over_chips_is_priced_by_its_links():
   assert traffic.seconds == pytest.approx(links(kind, traffic.bytes, line, (2, 4), CHIP))
   assert found.flops == 2 * 4096 * 8192 * 4096 / 8
   assert found.seconds >= found.flops / CHIP.peak + traffic.exposed
+
+
+@needs_compiler
+def test_a_sum_of_which_each_chip_keeps_a_part_is_waited_for():
+  """As gradients are over fsdp: the TPU compiler writes it as a fusion that begins and ends by itself."""
+  found = cost(lambda a, b: a.T @ b, (1024, 1024), (1024, 4096), specs=[("x",), ("x",)], out=("x",))
+  traffic = found.traffic.pop(("reduce-scatter", "ici"))
+  assert not found.traffic and traffic.count == 1
+  assert traffic.bytes == 2 * 1024 * 4096
+  line = [(i, j, 0) for i in range(2) for j in range(4)]
+  assert traffic.seconds == pytest.approx(links("reduce-scatter", traffic.bytes, line, (2, 4), CHIP))
+  assert found.bound["ici"] == traffic.exposed == pytest.approx(traffic.seconds)
+  assert found.bytes >= 2 * (1024 * 1024 + 1024 * 4096 + 1024 * 4096) / 8, "and what it takes and makes"
 
 
 def test_links_follow_the_equations_of_rings_and_lines():

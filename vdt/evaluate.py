@@ -146,7 +146,7 @@ def run(config: Config, workdir: str, step: int | None, ema: float | None, seed:
     epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     with epath.Path(path).open("a"):  # a whole file that is there stays until the figures are
       pass
-  mesh, network, params, step = load(config, workdir, step, ema)
+  mesh, network, params, step = load(config, workdir, step, ema, seed=seed)
   with jax.set_mesh(mesh):
     tables = evaluate(config, network, params, config.evals, space.of(config), conditions.of(config, workdir), seed)
   if not distributed.first():

@@ -2,8 +2,8 @@
 
 An instruction takes the longer of its matrix FLOPs at the chip's peak and its HBM bytes at the chip's bandwidth; what
 it does in VMEM, and on the vector units, is free. A loop's body is counted as often as the loop runs. What the schedule
-brackets by start and done runs beside the instructions between the two; the rest of it is waited for. A collective
-moves its bytes over the links of the chip's axes that its group spans.
+brackets by start and done runs beside the instructions between the two; the rest of it is waited for, and so is all of
+what is not bracketed. A collective moves its bytes over the links of the chip's axes that its group spans.
 """
 
 import collections
@@ -26,6 +26,7 @@ BLOCK = re.compile(r"block_(\d+)")
 """A `jax.named_scope` that says how many queries, or keys, one of them takes at a time."""
 STATED = re.compile(r'"cost_estimate": *\{"flops": *"(\d+)"')
 FUSED = "async-collective-"  # how the compiler names the fusions that start and end a collective
+CARRIED = "async_collective_fusion"  # and the computations of those that carry it on as they compute
 
 
 @dataclasses.dataclass
@@ -55,6 +56,13 @@ class Cost:
   top: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   kept: float = 0.0
   operands: float = 0.0
+
+  def busy(self) -> dict[str, float]:
+    """Seconds for which it may keep each network from others; of HBM all."""
+    return {"hbm": self.seconds} | {
+      name: sum((traffic.seconds for (_, each), traffic in self.traffic.items() if each == name), 0.0)
+      for name in ("ici", "dcn", "host")
+    }
 
   def add(self, other: "Cost", times: float = 1.0) -> None:
     """Adds what `other` costs when it runs `times` times."""
@@ -126,10 +134,10 @@ class Program(Module):
     """Of one run of a computation."""
     total, pending = Cost(), {}
 
-    def advance(seconds: float, memory: float, waited: Pending | None = None) -> None:
-      """What was started goes on for `seconds`, of which HBM is busy for `memory`: one transfer a lane at a time, and
-      none over those of what is waited for."""
-      free = collections.defaultdict(lambda: seconds, {"hbm": max(seconds - memory, 0.0)})
+    def advance(seconds: float, waited: Pending | None = None, **busy: float) -> None:
+      """What was started goes on for `seconds`, of which each network is `busy` with other things for so many: one
+      transfer a lane at a time, and none over those of what is waited for."""
+      free = {lane: max(seconds - busy.get(each.network, 0.0), 0.0) for each in pending.values() for lane in each.lanes}
       for lane in waited.lanes if waited else ():
         free[lane] = 0.0
       for each in pending.values():
@@ -156,11 +164,11 @@ class Program(Module):
         inside = Cost()
         inside.add(self.cost(each.called_computation_ids[0]), float(self.trips(each)))
         total.add(inside)
-        advance(inside.seconds, inside.seconds)
+        advance(inside.seconds, **inside.busy())
       elif each.opcode in ("conditional", "call"):
         worst = max((self.cost(branch) for branch in each.called_computation_ids), key=lambda c: c.seconds)
         total.add(worst)
-        advance(worst.seconds, worst.seconds)
+        advance(worst.seconds, **worst.busy())
       elif each.name.startswith(FUSED + "start"):
         pending[each.name.removeprefix(FUSED + "start")] = self.fused_collective(each)
       elif each.opcode.endswith("-done") or each.name.startswith(FUSED + "done"):
@@ -168,13 +176,17 @@ class Program(Module):
         started = pending.pop(each.name.removeprefix(FUSED + "done") if fused else each.operand_ids[0], None)
         if started:
           move(started, started.left)
-          advance(started.left, 0.0, started)
+          advance(started.left, started)
       elif transfer := self.transfer(each):
         if each.opcode.endswith("-start") or each.opcode in ("send", "recv"):
           pending[each.id] = transfer
         else:
           move(transfer, transfer.left)
-          advance(transfer.left, 0.0, transfer)
+          advance(transfer.left, transfer)
+      elif together := self.together(each):
+        total.bytes += self.work(each).bytes
+        move(together, together.left)
+        advance(together.left, together)
       else:
         work = self.work(each)
         matrix, memory = work.flops / self.chip.peak, work.bytes / self.chip.bandwidth
@@ -186,7 +198,7 @@ class Program(Module):
         total.bound["matrix" if matrix >= memory else "memory"] += seconds
         name = each.metadata.op_name or each.opcode
         total.top[name] = total.top.get(name, 0) + np.array([seconds, work.flops, work.bytes])
-        advance(seconds, memory)
+        advance(seconds, hbm=memory)
     for started in pending.values():  # its end was not found: it is waited for
       move(started, started.left)
     total.kept = max(total.kept, sum(map(self.kept, self.computations[number].instructions)))
@@ -289,8 +301,19 @@ class Program(Module):
     name, seconds, lanes = network.taken(each, kind, moved, self.where)
     return Pending(kind, name, moved, seconds, seconds, lanes)
 
-  def fused_collective(self, start: Any) -> Pending:
-    """What a fusion starts: a collective whose parts the fusions between it and its done carry on as they compute."""
-    body = self.computations[start.called_computation_ids[0]].instructions
-    each = next(each for each in body if each.opcode.removesuffix("-start") in COLLECTIVES)
-    return self.collective(each, each.opcode.removesuffix("-start"))
+  def fused_collective(self, fusion: Any) -> Pending | None:
+    """The collective in a fusion, or None; a sum of which each chip keeps a part is a reduce-scatter."""
+    body = self.computations[fusion.called_computation_ids[0]].instructions
+    each = next((each for each in body if each.opcode.removesuffix("-start") in COLLECTIVES), None)
+    if each is None:
+      return None
+    kind = each.opcode.removesuffix("-start")
+    part = kind == "all-reduce" and any(other.opcode == "dynamic-slice" for other in body)
+    return self.collective(each, "reduce-scatter" if part else kind)
+
+  def together(self, each: Any) -> Pending | None:
+    """The collective that a fusion is, from its start to its end, as the TPU compiler writes a reduce-scatter; None of
+    one that computes, also where it carries on a collective that another fusion started."""
+    if each.opcode != "fusion" or self.computations[each.called_computation_ids[0]].name.startswith(CARRIED):
+      return None
+    return self.fused_collective(each)

@@ -28,9 +28,10 @@ FPS = 8.0
 
 
 def load(
-  config: Config, workdir: str, step: int | None = None, ema: float | None = None, data: bool = True
+  config: Config, workdir: str, step: int | None = None, ema: float | None = None, data: bool = True, **asked: Any
 ) -> tuple[Any, Any, Any, int]:
-  """The mesh, the network, a run's average weights and their step. data: they are needed as well.
+  """The mesh, the network, a run's average weights and their step. data: they are needed as well. asked: what all
+  processes are to be asked alike, beside (`workdirs.agree`).
 
   ema: the relative length of another average, put together from those that the run stored (`vdt.averages`). ValueError
   if the run is of another config, or as `Checkpointer.restore` and `Averages.restore`.
@@ -40,6 +41,7 @@ def load(
   if data:
     config.prepare()
   mesh, network = config.layout()
+  workdirs.agree(config, data, step=step, ema=ema, **asked)
   with jax.set_mesh(mesh), Checkpointer(workdir, create=False) as checkpoints:
     like = sharding.place(jax.eval_shape(network.init, jax.random.key(0)), mesh)
     step = checkpoints.there(step)
@@ -115,10 +117,10 @@ def run(config: Config, workdir: str, out: str | None, ask: Request) -> None:
   count = ask.count if texts is None else len(texts)
   if distributed.first():
     claim(folder, count, [path for _, path in ask.files()])
-  mesh, network, params, step = load(config, workdir, ask.step, ask.ema, data=not imported)
+  asked = {name: value for name, value in dataclasses.asdict(ask).items() if value is not None}
+  mesh, network, params, step = load(config, workdir, ask.step, ask.ema, data=not imported, request=asked)
   config = dataclasses.replace(config, sampler=ask.sampler(config))
   config.check()
-  asked = {name: value for name, value in dataclasses.asdict(ask).items() if value is not None}
   about = {**asked, "step": step}
   if imported:
     sample_imported(config, mesh, network, params, folder, ask, about)

@@ -1,7 +1,6 @@
 """The training loop, one for every task: config, state, update, loop."""
 
 import contextlib
-import hashlib
 import json
 import signal
 import sys
@@ -17,7 +16,7 @@ from etils import epath
 from vdt import averages, checkpoint, conditions, distributed, files, sharding, space, workdirs, writer
 from vdt.attempts import INTERRUPTED, RESTART, Signals
 from vdt.checkpoint import Checkpointer, State
-from vdt.config import Config, to_dict
+from vdt.config import Config
 from vdt.diffusion import guidance
 from vdt.evaluate import CARDS, cards, evaluate, flat
 from vdt.judge import Judge, Spike
@@ -35,9 +34,10 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   steps in a row, or 5 that leapt (`vdt.judge`). ValueError, FileNotFoundError or OSError for what cannot be trained,
   before the first step.
   """
-  with Stop() as stop:
+  config.check()
+  with Stop() as stop, Watchdog(config.hang_after) as watchdog:
     mesh, network = config.build()
-    agree(config)
+    workdirs.agree(config)
     if config.init_from and not workdirs.saved(workdirs.absolute(workdir)):
       with checkpoint.origin(config.init_from):  # before anything is made in workdir
         pass
@@ -51,11 +51,11 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
     with (
       workdirs.claim(workdir, config, origin, data=config.data.fingerprint()),
       jax.set_mesh(mesh),
-      Watchdog(config.hang_after) as watchdog,
       Checkpointer(
         workdir, config.keep, averages=config.averages, best=partial(writer.best_step, workdir, config.best)
       ) as checkpoints,
     ):
+      watchdog.wait_long()
       told = conditions.of(config, workdir, new=True)
       like = sharding.place(jax.eval_shape(new_state), mesh)
       sharding.check_frozen(like.params, config.freeze)
@@ -100,16 +100,6 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       if distributed.first():
         print(page)
   return state
-
-
-def agree(config: Config) -> None:
-  """ValueError where the processes of this run do not have one config, one code and one data set."""
-  fields = {f"config.{name}": json.dumps(value, sort_keys=True) for name, value in to_dict(config).items()}
-  ids = ",".join(config.data.batch(0)["id"].tolist())
-  digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
-  data = f"{len(config.data)} clips, {digest(ids)}, {config.data.fingerprint()}"
-  told = {name: digest(value) for name, value in fields.items()}
-  distributed.agree(told | {"sources": workdirs.source_hash(), "data set": data})
 
 
 def written(workdir: str, step: int) -> set[str]:

@@ -139,6 +139,21 @@ def read(workdir: str) -> dict[str, Any]:
     raise ValueError(f"{path} is damaged ({error}): restore it, or train in another --workdir") from error
 
 
+def agree(config: Config, data: bool = True, **asked: Any) -> None:
+  """ValueError where the processes of this run do not have one config, one code and, with `data`, one data set, or were
+  `asked` different things."""
+  if distributed.alone():
+    return
+  digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
+  fields = {f"config.{name}": value for name, value in to_dict(config).items()} | asked
+  told = {name: digest(json.dumps(value, sort_keys=True, default=str)) for name, value in fields.items()}
+  told["sources"] = source_hash()
+  if data:
+    ids = ",".join(config.data.batch(0)["id"].tolist())
+    told["data set"] = f"{len(config.data)} clips, {digest(ids)}, {config.data.fingerprint()}"
+  distributed.agree(told)
+
+
 def refuse_another(workdir: str, config: Config) -> None:
   """ValueError naming the fields of `config`, but for RESUMABLE ones, in which the run in `workdir` differs from it."""
   plain = lambda content: json.loads(json.dumps(content))
