@@ -45,7 +45,7 @@ def get_config(variant: str = "full") -> Config:
       pass
     case "simulated" | "real":
       shape = dict(frames=17, size=(64, 64), batch_size=4, flip=True, turn=True)
-      config.data, config.steps = SimulatedClips(name="mixed64x17", **shape), 1_600
+      config.data, config.steps, config.topology = SimulatedClips(name="mixed64x17", **shape), 1_600, "v5e:2x2"
       if variant == "real":
         config.data, config.steps = Clips(name="real_ae", **shape), 900
         config.evals["fidelity"].count = 30  # all that experiments/real_clips_test.txt leaves
@@ -60,7 +60,7 @@ def get_config(variant: str = "full") -> Config:
       config.data = SimulatedClips(name="sprites16", frames=5, size=(16, 16), batch_size=8)
       config.model = VideoAutoencoder(cell=(4, 2, 2), widths=(16, 32), blocks=(1, 1), latents=8, dtype="float32")
       config.diffusion = Reconstruction(error="l2", motion=1.0, still=0.1)
-      config.steps, config.log_every, config.save_every = 200, 10, 100
+      config.steps, config.log_every, config.save_every, config.topology = 200, 10, 100, "v5e:2x2"
       config.optimizer = AdamW(lr=3e-3, warmup=10, decay=config.steps)
       config.ema = 0.9
       config.evals["fidelity"].count = 16

@@ -89,6 +89,7 @@ def get_config(variant: str = "full") -> Config:
       videos.batch_size, pictures.batch_size, videos.limit = 4, 8, 64
       config.data = Buckets((videos, pictures), (1 - SHARE, SHARE))
       config.steps, config.log_every, config.save_every, config.sampler.steps = 20, 5, 10, 4
+      config.topology = "v5e:2x2"
       for each in config.evals.values():
         each.count = 8
   config.optimizer = Muon(lr=2e-3, warmup=50, decay=config.steps, scale=0.5)

@@ -20,15 +20,16 @@ plan() { # name, then what follows --config experiments/large.py:
 }
 
 plan xl_v5e_256 xl
-plan refused 2b --topology v5e:4x4 --config.mesh.fsdp=1 --config.micro_batches=1 --config.data.batch_size=64
+plan refused 2b --topology v5e:4x4 --config.mesh.fsdp=1 --config.data.batch_size=64
 plan xl_v5p_64 xl --topology v5p:4x4x4 --config.data.batch_size=512
 latents=(--config.data.size=32,32 --config.model.channels=4 --config.model.patch=1,2,2)  # as many tokens
 plan xl_latents_v5e_256 xl "${latents[@]}"
 plan xl_latents_v5p_64 xl --topology v5p:4x4x4 --config.data.batch_size=512 "${latents[@]}"
-plan 2b_v5p_64 2b --config.data.batch_size=256
+plan 2b_v5p_64 2b
 plan xl_v6e_256 xl --topology v6e:16x16
-plan 2b_v5e_256 2b --topology v5e:16x16 --config.model.scan=True  # written out, it compiles for more than 12 minutes
-plan 2b_v6e_256 2b --topology v6e:16x16 --config.model.scan=True
+scan=(--config.data.batch_size=1024 --config.model.scan=True)  # written out, it compiles for more than 12 minutes
+plan 2b_v5e_256 2b --topology v5e:16x16 "${scan[@]}" --config.micro_batches=2 --config.model.remat=dots
+plan 2b_v6e_256 2b --topology v6e:16x16 "${scan[@]}"
 plan xl_v5e_64 xl --topology v5e:8x8 --config.data.batch_size=320
 plan xl_v5e_2x256 xl --slices 2 --config.data.batch_size=2560
 plan 2b_v5p_4x64 2b --slices 4 --config.data.batch_size=1024

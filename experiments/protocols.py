@@ -52,7 +52,7 @@ def get_config(variant: str = "ucf101") -> Config:
     case "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=8)
       config.model = TransformerConfig(depth=2, width=32, heads=2, patch=(1, 4, 4), dtype="float32")
-      config.mesh, config.micro_batches = Mesh(), 1
+      config.mesh, config.micro_batches, config.topology = Mesh(), 1, "v5e:2x4"
       config.sampler.steps = 4
       config.steps, config.log_every, config.save_every = 20, 5, 10
       config.evals = {

@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+from short import get_config
 
-from vdt import cli, compiled, topology
+from vdt import cli, compiled, plan, topology
 from vdt.config import Mesh
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +118,20 @@ def test_a_peak_above_what_is_there_is_refused_and_so_is_what_was_before(capsys,
     assert [*filter(None, compiled.OUT_OF_MEMORY.search(said).groups())] == ["21.5", "G", "15.75", "G"]
 
 
+def test_options_of_the_compiler_reach_that_of_their_chip():
+  config = get_config()
+  config.data.frames, config.model.depth, config.model.pattern = 1, 1, (("space",),)
+  asked = lambda **xla: (setattr(config, "xla", xla), plan.plan(config, "v5e:2x4", sampling=False))[1]
+  assert asked(v5p={"xla_nonsense": True})["topology"] == "v5e:2x4", "another chip's do not"
+  for options, said in (
+    ({"v5e": {"xla_nonsense": True}}, "config.xla: No such compile option: 'xla_nonsense'"),
+    ({"v5e": {"xla_enable_async_all_reduce": "purple"}}, "config.xla: Failed to parse 'purple'"),
+    ({"h100": {}}, "config.xla is by chip, one of v4, v5e, v5p, v6e, not 'h100'"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      asked(**options)
+
+
 @pytest.mark.parametrize(
   "flags, said",
   [
@@ -137,28 +154,38 @@ def test_what_cannot_be_planned_is_said(capsys, flags, said):
   assert ended.value.code == 1 and said in capsys.readouterr().err
 
 
-FULL = {
-  "emoji": ("full",),
-  "images": ("full",),
-  "sound_bouncing": ("full",),
-  "text_bouncing": ("full",),
-  "autoencoder": ("full",),
-  "ablations": ("full",),
-  "bouncing": ("full",),
-  "contacts": ("full", "occlusion"),
-  "protocols": ("ucf101", "kinetics600", "sky-timelapse", "face-forensics", "taichi"),
-  "large": ("xl", "2b"),
-  "published": ("latte-xl", "latte-1"),
-  "real_clips": ("full",),
+VARIANTS = {
+  "ablations": ("full", "short", "tiny"),
+  "autoencoder": ("full", "simulated", "real", "tiny"),
+  "bouncing": ("full", "demo", "plans", "tiny"),
+  "contacts": ("full", "occlusion", "tiny", "tiny_occlusion"),
+  "emoji": ("full", "demo", "tiny"),
+  "images": ("full", "images", "tiny", "scratch-64", "all-64", "time-64", "joint-64"),
+  "large": ("xl", "2b", "tiny"),
+  "protocols": ("ucf101", "kinetics600", "sky-timelapse", "face-forensics", "taichi", "tiny"),
+  "published": (
+    *("latte-s", "latte-b", "latte-l", "latte-xl", "latte-xl-ucf101", "latte-1", "vdt-s", "vdt-l"),
+    *("tiny", "tiny-vdt", "tiny-latte-1"),
+  ),
+  "real_clips": ("full", "pixels", "latents", "tiny"),
+  "sound_bouncing": ("full", "demo", "tiny"),
+  "text_bouncing": ("full", "demo", "rates", "tiny"),
 }
 
 
-def test_every_experiment_is_planned():
-  assert set(FULL) == {path.stem for path in (ROOT / "experiments").glob("*.py")}
+def test_every_variant_of_every_experiment_is_planned():
+  """All that an experiment names where it is asked for one that it has not; of an arm, one number of clips."""
+  assert set(VARIANTS) == {path.stem for path in (ROOT / "experiments").glob("*.py")}
+  for name, variants in VARIANTS.items():
+    with pytest.raises(ValueError) as refused:
+      runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["get_config"]("?")
+    _, said = str(refused.value).split("choose ")
+    named = {word.replace("ARM-CLIPS", "") for word in re.split(r",? or |, of |, |from ", said)} - {""}
+    assert named == {variant.removesuffix("-64") for variant in variants}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, variant", [(name, variant) for name in FULL for variant in FULL[name]])
+@pytest.mark.parametrize("name, variant", [(name, variant) for name in VARIANTS for variant in VARIANTS[name]])
 def test_every_experiment_fits_the_slice_it_names(name, variant, capsys):
   cli.main(["plan", f"--config={ROOT}/experiments/{name}.py:{variant}"])
   assert "HBM a chip: peak" in capsys.readouterr().out

@@ -21,6 +21,7 @@ CACHE = Path("~/.cache/vdt/plans")
 OUT_OF_MEMORY = re.compile(
   r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"
 )
+OPTION = re.compile(r"No such compile option: .*|Failed to parse .* into flag .*")
 PEAK = "its peak is above what is there"
 
 
@@ -44,13 +45,17 @@ def unkept() -> Iterator[None]:
     jax.config.update(name, before)
 
 
-def program(lowered: Any, where: Slice, name: str, slices: int) -> dict[str, Any]:
+def program(
+  lowered: Any, where: Slice, name: str, slices: int, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
   """Memory and cost of a lowered program on a chip, from the compiler, or from the cache where it was asked before.
 
-  TooLarge, with what the compiler said, or PEAK, where it needs more memory than a chip has.
+  options: of the compiler, those that it was lowered with. TooLarge, with what the compiler said, or PEAK, where it
+  needs more memory than a chip has.
   """
   told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
   told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
+  told += [json.dumps(options)] if options else []
   folder = CACHE.expanduser() / hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]
   said, module = folder / "said.json", folder / "module.gz"
   if not said.exists():
@@ -89,6 +94,8 @@ def compile_for(lowered: Any) -> tuple[dict[str, Any], bytes]:
       used, used_in, there, there_in = filter(None, found.groups())
       unit = {"K": 2**10, "M": 2**20, "G": GIB}
       return {"said": str(error), "needs": float(used) * unit[used_in], "there": float(there) * unit[there_in]}, b""
+    if found := OPTION.search(str(error)):
+      raise ValueError(f"config.xla: {found.group()}") from None
     raise
   memory = compiled.memory_analysis()
   sizes = {

@@ -201,7 +201,8 @@ class Config:
   none is. roll_back: after one, the run goes back to its newest regular save and leaves out the steps since. profile:
   "A:B" traces the steps after A, up to B. hang_after: seconds without a finished step after which a process ends
   itself, to be restarted. topology: the pod slice that the experiment is meant for, which `vdt plan` checks it on, say
-  "v5e:16x16".
+  "v5e:16x16". xla: the compiler's options for the training step, by chip, as {"v5e": {"xla_...": True}}, with the names
+  that they have in LIBTPU_INIT_ARGS.
   """
 
   steps: int
@@ -232,6 +233,7 @@ class Config:
   roll_back: bool = False
   hang_after: float = 3600.0
   topology: str = ""
+  xla: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
   def build(self) -> tuple[jax.sharding.Mesh, Any]:
     """The mesh and the network, with the data made ready. ValueError names a field that cannot be, and what would."""
@@ -391,6 +393,7 @@ RESUMABLE = (
   "roll_back",
   "hang_after",
   "topology",
+  "xla",
   *RATES,
 )
 """Fields that a run may change when it is resumed; with any other it would be another run."""

@@ -46,7 +46,7 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
     state, step = lowered_step(config, mesh, config.model.build(shape.frames, shape.size, dict(mesh.shape)), shape)
     held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in STATE}
     try:
-      programs.append(program(step, where, name, slices))
+      programs.append(program(step, where, name, slices, sharding.options(config.xla, mesh)))
     except TooLarge as error:
       said = refusal(config, shape, error, float(sum(held.values())), mesh, name)
       raise TooLarge(said, error.used, error.there) from None
@@ -128,7 +128,9 @@ def lowered_step(
   kind = "bfloat16" if latents else "uint8"
   batch = {"video": rows(mesh, count, video, kind), "cond": cond, "stop": stop}
   with jax.set_mesh(mesh):
-    return state, jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
+    options = sharding.options(config.xla, mesh)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(placed, None), compiler_options=options)
+    return state, step.lower(state, batch)
 
 
 def lowered_sampling(config: Config, mesh: jax.sharding.Mesh, model: Any, params: Any) -> tuple[Any, int]:
@@ -245,12 +247,12 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
     mesh = dataclasses.replace(config.mesh, data=-1, fsdp=fsdp, sequence=sequence, tensor=tensor)
     model = dataclasses.replace(config.model, remat=remat)
     each = dataclasses.replace(config, mesh=mesh, model=model, micro_batches=micro)
-    twice, kept = REMAT[remat]
+    twice, kept, weights = REMAT[remat]
     parts = len(where.devices) / (sequence * tensor)
     if fsdp * sequence * tensor * slices > len(where.devices) or config.data.batch_size % (parts * micro):
       continue
     tokens = math.prod(model.cells(config.data.frames, config.data.size)) * config.data.batch_size / micro
-    room = 20 * size / (fsdp * tensor)
+    room = 20 * size / (fsdp * tensor) + weights * size / tensor
     room += 2 * kept * tokens * model.depth * model.width / len(where.devices)
     if room < 0.9 * where.chip.hbm and valid(each, where):
       moved = 0.02 * math.log2(micro * fsdp) + 0.05 * math.log2(sequence) + 0.1 * math.log2(tensor)
@@ -271,9 +273,10 @@ def valid(config: Config, where: Slice) -> bool:
   return True
 
 
-REMAT = {"none": (1.0, 40), "dots": (1.05, 16), "full": (1.33, 2)}
-"""For `search`: work relative to none, and values of a token's width that a block keeps, by a rough count. "offload" is
-not tried: what "dots" keeps is longer on its way to the host and back than "full" takes to compute it again."""
+REMAT = {"none": (1.0, 40, 0), "dots+weights": (1.03, 16, 2), "dots": (1.05, 16, 0), "full": (1.33, 2, 0)}
+"""For `search`: work relative to none, values of a token's width that a block keeps, and bytes of each weight, by a
+rough count. "offload" is not tried: what "dots" keeps is longer on its way to the host and back than "full" takes to
+compute it again."""
 
 
 def parameters(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""Where every array lives: one table from parameter path to PartitionSpec, and the batch over data x fsdp."""
+"""Where every array lives: parameters by the models' table of paths, and the batch over data x fsdp."""
 
 import re
 from typing import Any
@@ -8,40 +8,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vdt.models import path_name, spec
+from vdt.topology import CHIPS
+
 BATCH = P(("data", "fsdp"))
-PARAMS = (  # specs name trailing dimensions, so stacked layers, averages and moments match the same rows
-  (r"(query|key|value|up|projection)/kernel$", P("fsdp", "tensor")),
-  (r"modulation/kernel$", P("fsdp", "tensor")),
-  (r"(spatial|temporal/dense|(up|down)/\d+)/kernel$", P("fsdp", "tensor")),
-  (r"(out|down)/kernel$", P("tensor", "fsdp")),
-  (r"", P()),
-)
-
-
-def _name(key: Any) -> str:
-  return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-
-
-def path_name(path: tuple) -> str:
-  """A tree path as "a/b/c"."""
-  return "/".join(map(_name, path))
-
-
-def spec(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> P:
-  """The table's row for a path; an axis that does not divide its dimension is left out."""
-  row = next(row for pattern, row in PARAMS if re.search(pattern, path))
-  lead = len(shape) - len(row)
-  if lead < 0:
-    return P()
-  axes = [axis if shape[lead + i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(row)]
-  return P(*[None] * lead, *axes)
 
 
 def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """A tree of shapes with the table's sharding on every leaf."""
 
   def leaf(path: tuple, x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(path_name(path), x.shape, mesh)))
+    where = spec(path_name(path), x.shape, mesh.shape)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, where))
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -68,6 +46,14 @@ def put(batch: dict, mesh: jax.sharding.Mesh) -> dict:
     return jax.make_array_from_callback((size * count, *value.shape[1:]), sharding, shard)
 
   return jax.tree.map(whole, batch)
+
+
+def options(xla: dict[str, dict[str, Any]], mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """The compiler's options, of those by chip, for the devices of a mesh. ValueError for a chip that there is not."""
+  if unknown := [name for name in xla if name not in CHIPS]:
+    raise ValueError(f"config.xla is by chip, one of {', '.join(CHIPS)}, not {unknown[0]!r}")
+  kind = mesh.devices.flat[0].device_kind
+  return next((found for name, found in xla.items() if kind in CHIPS[name].kinds), {})
 
 
 def flags(value: int, mesh: jax.sharding.Mesh) -> jax.Array:

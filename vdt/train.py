@@ -63,7 +63,12 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
       begin = partial(first_state, config, jax.jit(new_state, out_shardings=placed))
       state = checkpoints.restore_or(begin, like)
       update = make_update(config, network, optimizer, train_key)
-      update = jax.jit(update, donate_argnums=checkpoint.donated(), out_shardings=(placed, None))
+      update = jax.jit(
+        update,
+        donate_argnums=checkpoint.donated(),
+        out_shardings=(placed, None),
+        compiler_options=sharding.options(config.xla, mesh),
+      )
       steps = config.data.shapes()
       flops = 3 * sum(each.share * each.batch_size * config.model.flops(each.frames, each.size) for each in steps)
       show = lambda batch: (

@@ -1,11 +1,12 @@
 """What each lever does to the estimated step of the XL model: kernels, remat, micro-batches, mesh, heads.
 
-  python -m experiments.benchmarks.levers [--json FILE]
+  python -m experiments.benchmarks.levers [--json FILE] [ROW...]
 
 `vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip: as
-it ships but for their number, and, with its repeats as a scan, which the compiler is done with in a third of the time,
-with one thing changed at a time. Prints a table and writes JSON after each row. Compiled programs are kept with the
-plans: a second run, or one that was cut off, goes on where it was.
+it ships but for their number, then without what it has of the compiler's options, of kept weights and of repeats
+written out; and, with these as a scan, which the compiler is done with in a third of the time, with one thing changed
+at a time. Prints a table and writes JSON after each row: all, or those whose names have one of ROW in them, beside what
+FILE has. Compiled programs are kept with the plans: a second run, or one that was cut off, goes on where it was.
 """
 
 import argparse
@@ -51,13 +52,20 @@ def four_times_the_frames(config: Config) -> None:
   config.data.frames, config.data.batch_size = 4 * config.data.frames, config.data.batch_size // 4
 
 
+def as_it_ships(config: Config) -> None:
+  shipped = large.get_config("xl")
+  config.model, config.xla = shipped.model, shipped.xla
+
+
 def as_it_is(config: Config) -> None:
   pass
 
 
 LEVERS = {  # what changes, and the axes whose attention has no kernel of ours
-  "the repeats written out": (model(scan=False), ()),
-  "the repeats as a scan, as below": (as_it_is, ()),
+  "as it ships": (as_it_ships, ()),
+  "no options of the compiler": (model(scan=False, remat="dots+weights"), ()),
+  "nor kept weights": (model(scan=False), ()),
+  "nor repeats written out, but a scan, as below": (as_it_is, ()),
   "attention by plain products, float32 logits in memory": (as_it_is, ("space", "time")),
   "the kernel for space alone": (as_it_is, ("time",)),
   "the kernel for time alone": (as_it_is, ("space",)),
@@ -81,7 +89,8 @@ def row(topology: str, name: str) -> dict:
   """The plan of one lever, in short; or why there is none."""
   change, plain = LEVERS[name]
   config = large.get_config("xl")
-  config.data.batch_size, config.model.scan = SLICES[topology], True
+  config.data.batch_size, config.xla = SLICES[topology], {}
+  model(scan=True, remat="dots")(config)
   change(config)
   choose = attention.choose
   allowed = lambda axis, *args, **fields: None if axis in plain else choose(axis, *args, **fields)
@@ -106,13 +115,19 @@ def row(topology: str, name: str) -> dict:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--json", type=Path, default=RESULTS)
+  parser.add_argument("rows", nargs="*", metavar="ROW")
   options = parser.parse_args()
+  names = [name for name in LEVERS if not options.rows or any(part in name for part in options.rows)]
+  if not names:
+    parser.error(f"no row has any of {', '.join(options.rows)} in its name: those are {', '.join(LEVERS)}")
+  before = json.loads(options.json.read_text()) if options.rows and options.json.exists() else {}
   found: dict[str, dict] = {}
   for topology in SLICES:
     print(f"\n{topology:56} MFU  step, ms  HBM, GB  of least  unfused  exposed  FLOPs  peak, GiB")
-    for name in LEVERS:
-      each = row(topology, name)
-      found.setdefault(topology, {})[name] = each
+    found[topology] = before.get(topology, {})
+    for name in names:
+      found[topology][name] = each = row(topology, name)
+      found[topology] = {known: found[topology][known] for known in LEVERS if known in found[topology]}
       options.json.write_text(json.dumps(found, indent=2) + "\n")
       if "needs" in each:
         print(f"{name:54} does not fit: {each['needs'] / 2**30:.1f} of {each['there'] / 2**30:.1f} GiB", flush=True)

@@ -216,7 +216,7 @@ def test_flops_agree_with_the_published_figure_and_the_compiler():
     (dict(patch=(1, 4, 4)), "does not divide into patches"),
     (dict(dtype="float16"), "neither bfloat16 nor float32"),
     (dict(positions="late sincos", pattern=(("space", "time"),)), "late sincos.*patterns of two blocks"),
-    (dict(remat="some"), "none of none, dots, full, offload"),
+    (dict(remat="some"), r"none of none, dots, dots\+weights, full, offload"),
   ],
 )
 def test_a_bad_model_is_named(fields, message):

@@ -1,4 +1,5 @@
-"""How tokens (b f n d) lie on a mesh: frames or patches over `sequence`, heads over `tensor`, and the switches between.
+"""How parameters lie on a mesh, by one table from their path; and how tokens (b f n d) do: frames or patches over
+`sequence`, heads over `tensor`, and the switches between.
 
 Space attention needs all patches of a frame and time attention all frames of a patch. A sharding constraint alone
 makes the compiler gather whole activations between the two; one all-to-all moves each token once. Each layer's tokens
@@ -7,7 +8,9 @@ tokens, and spends the step on reducing them. Without a mesh nothing here does a
 """
 
 import math
+import re
 from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -17,6 +20,13 @@ BATCH = ("data", "fsdp")
 FRAMES, PATCHES = 1, 2  # the axis of the tokens that lies over `sequence`
 SPLIT = {"space": FRAMES, "time": PATCHES, "causal": PATCHES}  # joint attention takes either
 HEADS = P(BATCH, None, None, ("tensor", "sequence"))  # joint attention's: all tokens of some heads
+PARAMS = (  # specs name trailing dimensions, so stacked layers, averages and moments match the same rows
+  (r"(query|key|value|up|projection)/kernel$", P("fsdp", "tensor")),
+  (r"modulation/kernel$", P("fsdp", "tensor")),
+  (r"(spatial|temporal/dense|(up|down)/\d+)/kernel$", P("fsdp", "tensor")),
+  (r"(out|down)/kernel$", P("tensor", "fsdp")),
+  (r"", P()),
+)
 
 
 def devices(axis: str) -> int:
@@ -34,6 +44,35 @@ def meshed() -> bool:
 def constrain(x: Array, spec: P) -> Array:
   """`x`, to lie as `spec` says."""
   return jax.lax.with_sharding_constraint(x, spec) if meshed() else x
+
+
+def path_name(path: tuple) -> str:
+  """A tree path as "a/b/c"."""
+  return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
+  """The table's row for a path, on a mesh of these sizes; an axis that does not divide its dimension is left out."""
+  row = next(row for pattern, row in PARAMS if re.search(pattern, path))
+  lead = len(shape) - len(row)
+  if lead < 0:
+    return P()
+  axes = [axis if shape[lead + i] % sizes[axis] == 0 else None for i, axis in enumerate(row)]
+  return P(*[None] * lead, *axes)
+
+
+def gathered(params: Any, dtype: Any) -> Any:
+  """Plain nested parameters, those that lie over `fsdp` in `dtype`, and whole on each of its devices."""
+  if not meshed():
+    return params
+  sizes = jax.sharding.get_abstract_mesh().shape
+
+  def leaf(path: tuple, x: Array) -> Array:
+    where = spec(path_name(path), x.shape, sizes)
+    whole = P(*(None if axis == "fsdp" else axis for axis in where))
+    return x if whole == where else constrain(x.astype(dtype), whole)
+
+  return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _spec(split: int, *rest: str | tuple[str, ...] | None) -> P:
