@@ -5,8 +5,8 @@ r"""Models for pod slices, on clips of your own: 16 frames of 256 x 256 pixels, 
   gcloud storage cp -r data/own_clips gs://BUCKET/data
   vdt train --config experiments/large.py:xl --config.data.data_dir=gs://BUCKET/data --workdir gs://BUCKET/xl
 
-Each layer's weights are gathered once a step and kept, and v5e is told to sum gradients while it goes on with others:
-then 4 % of XL's step wait for the network, in place of 8 (README, "What moved the plan").
+Each layer's parameters are gathered once and kept (remat "dots+params"), and v5e's compiler is told to sum gradients
+while it goes on with others (README, "What moved the plan"): it has not been seen to run on a chip.
 
 Variants: xl (Latte's XL with heads that fill a TPU's lanes, 0.68 B parameters, for v5e:16x16), 2b (2.1 B parameters,
 for v5p:4x4x4), both with their training steps written out, tiny (the same in small, on simulated clips). Large patches
@@ -31,8 +31,8 @@ ASYNC_SUMS = {
 def get_config(variant: str = "xl") -> Config:
   config = Config(
     steps=400_000,
-    data=Clips(name="own_clips", frames=16, size=(256, 256), batch_size=1024, flip=True),
-    model=TransformerConfig.sized("XL-9x128", patch=(1, 16, 16), remat="dots+weights", scan=False),
+    data=Clips(name="own_clips", frames=16, size=(256, 256), batch_size=1280, flip=True),
+    model=TransformerConfig.sized("XL-9x128", patch=(1, 16, 16), remat="dots+params", scan=False),
     diffusion=RectifiedFlow(prediction="x0", shift=resolution_shift(tokens=16 * 16 * 16, base_tokens=32 * 32)),
     tasks=Tasks(generation=0.7, prediction=0.2, interpolation=0.1),
     sampler=Sampler(method="heun", steps=32),
@@ -47,13 +47,13 @@ def get_config(variant: str = "xl") -> Config:
   )
   match variant:
     case "xl":
-      config.data.batch_size = 1280  # five clips a chip
+      pass  # five clips a chip
     case "2b":
-      config.model = TransformerConfig.sized("2B", patch=(1, 16, 16), remat="dots+weights", scan=False)
-      config.data.batch_size, config.topology = 256, "v5p:4x4x4"  # four clips a chip
+      config.model = TransformerConfig.sized("2B", patch=(1, 16, 16), remat="dots+params", scan=False)
+      config.data.batch_size, config.topology = 1024, "v5p:4x4x4"  # sixteen clips a chip
     case "tiny":
       config.data = SimulatedClips(name="bouncing16", frames=8, size=(16, 16), batch_size=8)
-      small = dict(width=32, heads=1, dtype="float32", remat="dots+weights")
+      small = dict(width=32, heads=1, dtype="float32", remat="dots+params")
       config.model = TransformerConfig.sized("XS", patch=(1, 4, 4), **small)
       config.mesh, config.topology = Mesh(), "v5e:2x4"
       config.sampler.steps = 4

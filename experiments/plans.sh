@@ -32,4 +32,4 @@ plan 2b_v5e_256 2b --topology v5e:16x16 "${scan[@]}" --config.micro_batches=2 --
 plan 2b_v6e_256 2b --topology v6e:16x16 "${scan[@]}"
 plan xl_v5e_64 xl --topology v5e:8x8 --config.data.batch_size=320
 plan xl_v5e_2x256 xl --slices 2 --config.data.batch_size=2560
-plan 2b_v5p_4x64 2b --slices 4 --config.data.batch_size=1024
+plan 2b_v5p_4x64 2b --slices 4 --config.data.batch_size=4096

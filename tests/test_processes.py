@@ -20,7 +20,7 @@ from vdt import cli, distributed
 from vdt.checkpoint import Checkpointer
 from vdt.evaluate import flat
 
-FIELDS = {"steps": 20, "data.batch_size": 8, "mesh.fsdp": 2, "save_every": 5}
+FIELDS = {"steps": 20, "log_every": 1, "data.batch_size": 8, "mesh.fsdp": 2, "save_every": 5}
 
 
 def ends(processes):

@@ -128,7 +128,7 @@ def test_a_batch_in_parts_is_the_batch(single, data_dir, axes):
   assert_same(steps(data_dir, "adamw", axes, micro_batches=2), single("adamw"))
 
 
-@pytest.mark.parametrize("model", [dict(remat="offload"), dict(remat="dots+weights", scan=False)], ids=str)
+@pytest.mark.parametrize("model", [dict(remat="offload"), dict(remat="dots+params", scan=False)], ids=str)
 def test_what_changes_memory_and_time_alone_is_the_same_over_a_mesh(single, data_dir, model):
   assert_same(steps(data_dir, "adamw", dict(fsdp=2, sequence=2, tensor=2), **model), single("adamw"))
 
@@ -136,7 +136,7 @@ def test_what_changes_memory_and_time_alone_is_the_same_over_a_mesh(single, data
 def test_weights_that_are_kept_are_gathered_once(data_dir):
   """Each matrix of each repeat, for the forward pass and the backward one; otherwise for either."""
   gathers = {}
-  for remat in ("dots", "dots+weights"):
+  for remat in ("dots", "dots+params"):
     config = get_config()
     config.data.data_dir, config.mesh = data_dir, Mesh(data=2, fsdp=4)
     config.model = dataclasses.replace(config.model, depth=4, remat=remat, scan=False)
@@ -145,7 +145,7 @@ def test_weights_that_are_kept_are_gathered_once(data_dir):
     gathers[remat] = lowered.compile().as_text().count(" all-gather(")
   repeats = jax.tree_util.tree_leaves_with_path(state.params["pattern"])
   matrices = sum(leaf.shape[0] for path, leaf in repeats if sharding.path_name(path).endswith("kernel"))
-  assert matrices == 32 and gathers["dots"] - gathers["dots+weights"] == matrices, gathers
+  assert matrices == 32 and gathers["dots"] - gathers["dots+params"] == matrices, gathers
 
 
 @pytest.mark.parametrize("frames", [8, 5])
@@ -156,7 +156,7 @@ def test_every_axis_over_sequence_also_with_frames_that_do_not_divide(data_dir, 
 
 def test_the_table():
   mesh = Mesh(data=1, fsdp=2, tensor=4).build()
-  place = lambda path, *shape: sharding.spec(path, shape, mesh.shape)
+  place = lambda path, *shape: sharding.parameter_spec(path, shape, mesh.shape)
   assert place("ema/pattern/blocks/0/attention/0/body/query/kernel", 6, 8, 8) == P(None, "fsdp", "tensor")
   assert place("opt/1/0/mu/pattern/blocks/0/mlp/body/down/kernel", 6, 32, 8) == P(None, "tensor", "fsdp")
   muon = "opt/1/inner_states/muon/inner_state/0/mu/pattern/blocks/0/attention/0/body/out/kernel"

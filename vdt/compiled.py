@@ -21,7 +21,7 @@ CACHE = Path("~/.cache/vdt/plans")
 OUT_OF_MEMORY = re.compile(
   r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"
 )
-OPTION = re.compile(r"No such compile option: .*|Failed to parse .* into flag .*")
+OPTION = re.compile(r"No such compile option: .*|Failed to parse .* into flag .*|.*Please disable it with .*")
 PEAK = "its peak is above what is there"
 
 
@@ -50,16 +50,16 @@ def program(
 ) -> dict[str, Any]:
   """Memory and cost of a lowered program on a chip, from the compiler, or from the cache where it was asked before.
 
-  options: of the compiler, those that it was lowered with. TooLarge, with what the compiler said, or PEAK, where it
+  options: of the compiler. TooLarge, with what the compiler said, or PEAK, where it
   needs more memory than a chip has.
   """
   told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
   told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
-  told += [json.dumps(options)] if options else []
+  told += [json.dumps(options, sort_keys=True)] if options else []
   folder = CACHE.expanduser() / hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:32]
   said, module = folder / "said.json", folder / "module.gz"
   if not said.exists():
-    found, made = compile_for(lowered)
+    found, made = compile_for(lowered, options)
     files.put(module, gzip.compress(made))
     files.put(said, json.dumps(found).encode())
   found = json.loads(said.read_text())
@@ -84,11 +84,11 @@ def program(
   }
 
 
-def compile_for(lowered: Any) -> tuple[dict[str, Any], bytes]:
+def compile_for(lowered: Any, options: dict[str, Any] | None) -> tuple[dict[str, Any], bytes]:
   """The memory of a compiled program, and its module, serialised; or in short why the compiler makes nothing of it."""
   try:
     with unkept():
-      compiled = lowered.compile()
+      compiled = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     if found := OUT_OF_MEMORY.search(str(error)):
       used, used_in, there, there_in = filter(None, found.groups())

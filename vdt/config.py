@@ -381,6 +381,8 @@ RESUMABLE = (
   "text.folder",
   "mesh",
   "micro_batches",
+  "model.remat",
+  "model.scan",
   "evals",
   "sampler",
   "diffusion.spacing",
@@ -426,6 +428,8 @@ def filled(old: dict, config: Any) -> dict:
     value = getattr(config, field.name)
     if field.name not in old and field.default is not dataclasses.MISSING:
       found[field.name] = to_dict(field.default)
+    elif field.name not in old and field.default_factory is not dataclasses.MISSING:
+      found[field.name] = to_dict(field.default_factory())
     elif dataclasses.is_dataclass(value) and isinstance(old.get(field.name), dict):
       found[field.name] = filled(old[field.name], value)
     elif isinstance(value, (tuple, list)) and len(stored := old.get(field.name) or ()) == len(value):

@@ -7,7 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vdt.topology import CHIPS
+from vdt.topology import CHIPS, chip_of
 
 STARTED = time.time()
 """When this process began, or nearly."""
@@ -32,9 +32,8 @@ def device_peak() -> float:
 
   Small ones too, for where other work shares the device, they alone are done before it is interrupted.
   """
-  kind = jax.devices()[0].device_kind
-  if chip := next((chip for chip in CHIPS.values() if kind in chip.kinds), None):
-    return chip.peak
+  if name := chip_of(jax.devices()[0]):
+    return CHIPS[name].peak
   best = 0.0
   for side in (768, 1536):
     a = jnp.ones((side, side))

@@ -157,7 +157,7 @@ def compare(opened: Source, config: Config) -> None:
       part = getattr(config, name)
       old = filled(stored.get(name) or {}, part)
       for field, (before, now) in differences(old, json.loads(json.dumps(to_dict(part))), f"{name}.").items():
-        if field not in ("model.remat", "model.dtype", "diffusion.spacing"):
+        if field not in ("model.remat", "model.scan", "model.dtype", "diffusion.spacing"):
           wrong.append(f"{field} {before!r}, here {now!r}")
   if wrong:
     raise ValueError(f"{source} is of another model: {'; '.join(wrong)}")

@@ -41,12 +41,13 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
   config.check()
   mesh, model = config.layout(where.devices)
   where = where._replace(devices=list(mesh.devices.flat))  # collectives name them by their place in the mesh
+  options = topology.options(config.xla, where.devices[0])
   shapes, programs = config.data.shapes(), []
   for shape in shapes:
     state, step = lowered_step(config, mesh, config.model.build(shape.frames, shape.size, dict(mesh.shape)), shape)
     held = {kind: sum(map(shard_bytes, jax.tree.leaves(getattr(state, kind)))) for kind in STATE}
     try:
-      programs.append(program(step, where, name, slices, sharding.options(config.xla, mesh)))
+      programs.append(program(step, where, name, slices, options))
     except TooLarge as error:
       said = refusal(config, shape, error, float(sum(held.values())), mesh, name)
       raise TooLarge(said, error.used, error.there) from None
@@ -69,6 +70,7 @@ def plan(config: Config, name: str, slices: int = 1, sampling: bool = True) -> d
     "batch": shapes[0].batch_size,
     "micro_batches": config.micro_batches,
     "remat": config.model.remat,
+    "xla": options,
     "parameters": count_parameters,
     "memory": {
       **held,
@@ -128,9 +130,7 @@ def lowered_step(
   kind = "bfloat16" if latents else "uint8"
   batch = {"video": rows(mesh, count, video, kind), "cond": cond, "stop": stop}
   with jax.set_mesh(mesh):
-    options = sharding.options(config.xla, mesh)
-    step = jax.jit(update, donate_argnums=0, out_shardings=(placed, None), compiler_options=options)
-    return state, step.lower(state, batch)
+    return state, jax.jit(update, donate_argnums=0, out_shardings=(placed, None)).lower(state, batch)
 
 
 def lowered_sampling(config: Config, mesh: jax.sharding.Mesh, model: Any, params: Any) -> tuple[Any, int]:
@@ -190,6 +190,7 @@ def table(found: dict[str, Any]) -> str:
   lines = [
     ("slice", f"{found['slices']} x {found['topology']}, {chips} chips; mesh {found['mesh']}"),
     ("batch", f"{found['batch']} clips, {found['micro_batches']} micro-batches, remat {found['remat']}"),
+    *(("the compiler's option", f"{name}={value}") for name, value in found["xla"].items()),
     *(
       (
         f"of {100 * each['share']:.0f} % of steps",
@@ -249,13 +250,16 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
     each = dataclasses.replace(config, mesh=mesh, model=model, micro_batches=micro)
     twice, kept, weights = REMAT[remat]
     parts = len(where.devices) / (sequence * tensor)
+    if remat == "dots+params" and fsdp == 1:
+      continue  # there is nothing to gather
     if fsdp * sequence * tensor * slices > len(where.devices) or config.data.batch_size % (parts * micro):
       continue
     tokens = math.prod(model.cells(config.data.frames, config.data.size)) * config.data.batch_size / micro
     room = 20 * size / (fsdp * tensor) + weights * size / tensor
     room += 2 * kept * tokens * model.depth * model.width / len(where.devices)
     if room < 0.9 * where.chip.hbm and valid(each, where):
-      moved = 0.02 * math.log2(micro * fsdp) + 0.05 * math.log2(sequence) + 0.1 * math.log2(tensor)
+      moved = 0.02 * math.log2(micro) + (0.01 if remat == "dots+params" else 0.02) * math.log2(fsdp)
+      moved += 0.05 * math.log2(sequence) + 0.1 * math.log2(tensor)
       ranked.append((twice + moved, len(ranked), each))
   found = []
   for _, _, each in tqdm.tqdm(sorted(ranked)[:limit], unit="plan", file=sys.stderr):
@@ -273,7 +277,7 @@ def valid(config: Config, where: Slice) -> bool:
   return True
 
 
-REMAT = {"none": (1.0, 40, 0), "dots+weights": (1.03, 16, 2), "dots": (1.05, 16, 0), "full": (1.33, 2, 0)}
+REMAT = {"none": (1.0, 40, 0), "dots+params": (1.05, 16, 2), "dots": (1.05, 16, 0), "full": (1.33, 2, 0)}
 """For `search`: work relative to none, values of a token's width that a block keeps, and bytes of each weight, by a
 rough count. "offload" is not tried: what "dots" keeps is longer on its way to the host and back than "full" takes to
 compute it again."""

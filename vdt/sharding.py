@@ -8,8 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vdt.models import path_name, spec
-from vdt.topology import CHIPS
+from vdt.models import parameter_spec, path_name
 
 BATCH = P(("data", "fsdp"))
 
@@ -18,7 +17,7 @@ def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """A tree of shapes with the table's sharding on every leaf."""
 
   def leaf(path: tuple, x: Any) -> jax.ShapeDtypeStruct:
-    where = spec(path_name(path), x.shape, mesh.shape)
+    where = parameter_spec(path_name(path), x.shape, mesh.shape)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, where))
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
@@ -46,14 +45,6 @@ def put(batch: dict, mesh: jax.sharding.Mesh) -> dict:
     return jax.make_array_from_callback((size * count, *value.shape[1:]), sharding, shard)
 
   return jax.tree.map(whole, batch)
-
-
-def options(xla: dict[str, dict[str, Any]], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """The compiler's options, of those by chip, for the devices of a mesh. ValueError for a chip that there is not."""
-  if unknown := [name for name in xla if name not in CHIPS]:
-    raise ValueError(f"config.xla is by chip, one of {', '.join(CHIPS)}, not {unknown[0]!r}")
-  kind = mesh.devices.flat[0].device_kind
-  return next((found for name, found in xla.items() if kind in CHIPS[name].kinds), {})
 
 
 def flags(value: int, mesh: jax.sharding.Mesh) -> jax.Array:

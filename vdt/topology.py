@@ -39,6 +39,18 @@ CHIPS = {
 MEANT = re.compile(r"(v\d+\w*):(\d+(?:x\d+)*)")
 
 
+def chip_of(device: Any) -> str | None:
+  """The name, in CHIPS, of the chip that a device of JAX's is; None of another machine's."""
+  return next((name for name, chip in CHIPS.items() if device.device_kind in chip.kinds), None)
+
+
+def options(xla: dict[str, dict[str, Any]], device: Any) -> dict[str, Any]:
+  """The compiler's options for a device, of those by chip (`Config.xla`). ValueError for a chip that there is not."""
+  if unknown := [name for name in xla if name not in CHIPS]:
+    raise ValueError(f"config.xla is by chip, one of {', '.join(CHIPS)}, not {unknown[0]!r}")
+  return xla.get(chip_of(device), {})
+
+
 class Slice(NamedTuple):
   """A described pod slice, or several of one shape: its chip, its shape in chips, and the compiler's devices."""
 

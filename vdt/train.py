@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 
-from vdt import averages, checkpoint, conditions, distributed, files, sharding, space, workdirs, writer
+from vdt import averages, checkpoint, conditions, distributed, files, sharding, space, topology, workdirs, writer
 from vdt.attempts import INTERRUPTED, RESTART, Signals
 from vdt.checkpoint import Checkpointer, State
 from vdt.config import Config
@@ -37,6 +37,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
   config.check()
   with Stop() as stop, Watchdog(config.hang_after) as watchdog:
     mesh, network = config.build()
+    options = topology.options(config.xla, mesh.devices.flat[0])
     workdirs.agree(config)
     if config.init_from and not workdirs.saved(workdirs.absolute(workdir)):
       with checkpoint.origin(config.init_from):  # before anything is made in workdir
@@ -67,7 +68,7 @@ def train(config: Config, workdir: str, origin: list[str] | None = None) -> Stat
         update,
         donate_argnums=checkpoint.donated(),
         out_shardings=(placed, None),
-        compiler_options=sharding.options(config.xla, mesh),
+        compiler_options=options,
       )
       steps = config.data.shapes()
       flops = 3 * sum(each.share * each.batch_size * config.model.flops(each.frames, each.size) for each in steps)

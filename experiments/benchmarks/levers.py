@@ -63,7 +63,7 @@ def as_it_is(config: Config) -> None:
 
 LEVERS = {  # what changes, and the axes whose attention has no kernel of ours
   "as it ships": (as_it_ships, ()),
-  "no options of the compiler": (model(scan=False, remat="dots+weights"), ()),
+  "no options of the compiler": (model(scan=False, remat="dots+params"), ()),
   "nor kept weights": (model(scan=False), ()),
   "nor repeats written out, but a scan, as below": (as_it_is, ()),
   "attention by plain products, float32 logits in memory": (as_it_is, ("space", "time")),
@@ -118,13 +118,12 @@ def main() -> None:
   parser.add_argument("rows", nargs="*", metavar="ROW")
   options = parser.parse_args()
   names = [name for name in LEVERS if not options.rows or any(part in name for part in options.rows)]
-  if not names:
-    parser.error(f"no row has any of {', '.join(options.rows)} in its name: those are {', '.join(LEVERS)}")
-  before = json.loads(options.json.read_text()) if options.rows and options.json.exists() else {}
-  found: dict[str, dict] = {}
+  if missing := [part for part in options.rows if not any(part in name for name in LEVERS)]:
+    parser.error(f"no row has {missing[0]!r} in its name: they are {', '.join(LEVERS)}")
+  found: dict[str, dict] = json.loads(options.json.read_text()) if options.rows and options.json.exists() else {}
   for topology in SLICES:
     print(f"\n{topology:56} MFU  step, ms  HBM, GB  of least  unfused  exposed  FLOPs  peak, GiB")
-    found[topology] = before.get(topology, {})
+    found.setdefault(topology, {})
     for name in names:
       found[topology][name] = each = row(topology, name)
       found[topology] = {known: found[topology][known] for known in LEVERS if known in found[topology]}

@@ -2,7 +2,7 @@
 
 from vdt.models.autoencoder import AutoencoderNetwork, VideoAutoencoder
 from vdt.models.image_autoencoders import Published, kl, taef2
-from vdt.models.layout import path_name, spec
+from vdt.models.layout import parameter_spec, path_name
 from vdt.models.positions import sincos_tables
 from vdt.models.presets import PRESETS
 from vdt.models.text import BertConfig, BertEncoder, T5Config, T5Encoder, TextNetwork
@@ -22,9 +22,9 @@ __all__ = [
   "TransformerConfig",
   "VideoAutoencoder",
   "kl",
+  "parameter_spec",
   "path_name",
   "sincos_tables",
-  "spec",
   "taef2",
   "wan",
 ]

@@ -13,12 +13,11 @@ from vdt.models import layout
 zeros = nnx.initializers.zeros_init()
 xavier = nnx.initializers.xavier_uniform()
 DENSE = "dense"  # what a dense layer put out, for a remat that keeps it
-WEIGHTS = "weights"  # what a layer's parameters are when they were gathered, likewise
 REMAT: dict[str, Callable] = {
   "none": lambda body: body,
   "dots": lambda body: jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(DENSE)),
-  "dots+weights": lambda body: jax.checkpoint(
-    body, policy=jax.checkpoint_policies.save_only_these_names(DENSE, WEIGHTS)
+  "dots+params": lambda body: jax.checkpoint(
+    body, policy=jax.checkpoint_policies.save_only_these_names(DENSE, layout.GATHERED)
   ),
   "full": jax.checkpoint,
   "offload": lambda body: jax.checkpoint(

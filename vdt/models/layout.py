@@ -4,21 +4,23 @@
 Space attention needs all patches of a frame and time attention all frames of a patch. A sharding constraint alone
 makes the compiler gather whole activations between the two; one all-to-all moves each token once. Each layer's tokens
 are held to the batch's axes as well: left alone, the compiler hands the parameters' split of the width on to the
-tokens, and spends the step on reducing them. Without a mesh nothing here does anything.
+tokens, and spends the step on reducing them. Without a mesh nothing here moves anything.
 """
 
 import math
 import re
 from functools import partial
-from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 BATCH = ("data", "fsdp")
 FRAMES, PATCHES = 1, 2  # the axis of the tokens that lies over `sequence`
 SPLIT = {"space": FRAMES, "time": PATCHES, "causal": PATCHES}  # joint attention takes either
+GATHERED = "gathered"  # the name of parameters that were, for a remat that keeps them
 HEADS = P(BATCH, None, None, ("tensor", "sequence"))  # joint attention's: all tokens of some heads
 PARAMS = (  # specs name trailing dimensions, so stacked layers, averages and moments match the same rows
   (r"(query|key|value|up|projection)/kernel$", P("fsdp", "tensor")),
@@ -51,7 +53,7 @@ def path_name(path: tuple) -> str:
   return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
+def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
   """The table's row for a path, on a mesh of these sizes; an axis that does not divide its dimension is left out."""
   row = next(row for pattern, row in PARAMS if re.search(pattern, path))
   lead = len(shape) - len(row)
@@ -61,16 +63,18 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
   return P(*[None] * lead, *axes)
 
 
-def gathered(params: Any, dtype: Any) -> Any:
-  """Plain nested parameters, those that lie over `fsdp` in `dtype`, and whole on each of its devices."""
+def gathered(params: dict, dtype: jnp.dtype) -> dict:
+  """Plain nested parameters, of which those that lie over `fsdp` are, in `dtype`, on each of its devices."""
   if not meshed():
     return params
   sizes = jax.sharding.get_abstract_mesh().shape
 
   def leaf(path: tuple, x: Array) -> Array:
-    where = spec(path_name(path), x.shape, sizes)
-    whole = P(*(None if axis == "fsdp" else axis for axis in where))
-    return x if whole == where else constrain(x.astype(dtype), whole)
+    where = parameter_spec(path_name(path), x.shape, sizes)
+    if "fsdp" not in where or sizes["fsdp"] == 1:
+      return x
+    together = P(*(None if axis == "fsdp" else axis for axis in where))
+    return checkpoint_name(constrain(x.astype(dtype), together), GATHERED)
 
   return jax.tree_util.tree_map_with_path(leaf, params)
 

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from vdt.models import layout, positions
 from vdt.models.attention import AXES, Attention, CrossAttention
-from vdt.models.layers import MLP, MODULATIONS, REMAT, WEIGHTS, Dense, Residual, TimeEmbedding, Told, modulate, zeros
+from vdt.models.layers import MLP, MODULATIONS, REMAT, Dense, Residual, TimeEmbedding, Told, modulate, zeros
 from vdt.models.text import T5Config, T5Encoder
 
 TEXT, SOUND = BESIDE = ("text", "sound")  # axes that are not the video's own
@@ -60,11 +59,11 @@ class TransformerConfig:
   along, so wide; pooled: whether the mean of these tokens is added to the time as well. sound: numbers that are heard
   in a frame. fps, size: whether the frames a second, and the height and width of a video, are told, beside its time.
   remat: what the backward pass computes again, "none", "dots" (all but matmuls), "full", "offload" (as "dots", with
-  what is kept in the host's memory), or "dots+weights" (as "dots", but the weights of a repeat are gathered over `fsdp`
-  once for the forward and the backward pass, which keeps them: arXiv:1910.02054's stage 2 for what a step computes
-  with, where the others are of stage 3). scan: whether a training step's repeats of the pattern are compiled once, as a
-  loop; written out they take the compiler three times as long, and a step on a TPU less (what a loop keeps for the
-  backward pass it copies into a stack, and out of it). dtype: of the computation; parameters are float32 always.
+  what is kept in the host's memory), or "dots+params" (as "dots", but the parameters of a repeat are gathered over
+  `fsdp` once, in `dtype`, and kept, where otherwise the backward pass gathers them again). scan: whether a training
+  step's repeats of the pattern are compiled once, as a loop; written out they take the compiler three times as long,
+  and a step on a TPU less (what a loop keeps for the backward pass it copies into a stack, and out of it). dtype: of
+  the computation; parameters are float32 always.
   positions: "rope" turns queries and keys, so attention sees distances; "sincos" adds tables to the tokens, so a block
   sees where the picture ends; the default is both; "late sincos" adds that of time before the second block (Latte's);
   "rope+places" turns, and adds that of places in a frame alone: with it, a model of images (pattern (("space",),), say)
@@ -451,8 +450,8 @@ class VideoDiT(nnx.Module):
 
     def body(tokens: Array, layer: tuple) -> tuple[Array, None]:
       number, params = layer
-      if self.config.remat == "dots+weights":
-        params = checkpoint_name(layout.gathered(params, jnp.dtype(self.config.dtype)), WEIGHTS)
+      if self.config.remat == "dots+params":
+        params = layout.gathered(params, jnp.dtype(self.config.dtype))
       return nnx.merge(graphdef, params)(tokens, around, number), None
 
     numbers = jnp.arange(self.config.depth // len(self.config.pattern))
