@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -18,7 +19,7 @@ from vdt import checkpoint, hlo, plan, roofline, sharding
 from vdt.conditions import Conditions
 from vdt.config import AdamW, Mesh, Muon
 from vdt.diffusion import Tasks
-from vdt.models import presets
+from vdt.models import layout, presets
 from vdt.train import make_update
 
 OPTIMIZERS = {"adamw": AdamW(lr=1e-3, warmup=5), "muon": Muon(lr=1e-3, warmup=5)}
@@ -128,12 +129,15 @@ def test_a_batch_in_parts_is_the_batch(single, data_dir, axes):
   assert_same(steps(data_dir, "adamw", axes, micro_batches=2), single("adamw"))
 
 
-@pytest.mark.parametrize("model", [dict(remat="offload"), dict(remat="dots+params", scan=False)], ids=str)
+REMATS = [dict(remat="offload"), dict(remat="dots+params", scan=False), dict(remat="dots+params", micro_batches=2)]
+
+
+@pytest.mark.parametrize("model", REMATS, ids=str)
 def test_what_changes_memory_and_time_alone_is_the_same_over_a_mesh(single, data_dir, model):
   assert_same(steps(data_dir, "adamw", dict(fsdp=2, sequence=2, tensor=2), **model), single("adamw"))
 
 
-def test_weights_that_are_kept_are_gathered_once(data_dir):
+def test_parameters_that_are_kept_are_gathered_once_in_the_computation_s_type(data_dir):
   """Each matrix of each repeat, for the forward pass and the backward one; otherwise for either."""
   gathers = {}
   for remat in ("dots", "dots+params"):
@@ -146,6 +150,9 @@ def test_weights_that_are_kept_are_gathered_once(data_dir):
   repeats = jax.tree_util.tree_leaves_with_path(state.params["pattern"])
   matrices = sum(leaf.shape[0] for path, leaf in repeats if sharding.path_name(path).endswith("kernel"))
   assert matrices == 32 and gathers["dots"] - gathers["dots+params"] == matrices, gathers
+  with jax.set_mesh(mesh):
+    found = jax.eval_shape(partial(layout.gathered, dtype=jnp.bfloat16), state.params["pattern"]["blocks"][0]["mlp"])
+  assert found["body"]["up"]["kernel"].dtype == jnp.bfloat16 and found["body"]["up"]["bias"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("frames", [8, 5])

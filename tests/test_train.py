@@ -12,7 +12,7 @@ import pytest
 from short import get_config
 
 from data_pipelines.tokenizer import Pieces
-from vdt import checkpoint
+from vdt import checkpoint, topology
 from vdt.checkpoint import Checkpointer
 from vdt.conditions import Conditions
 from vdt.config import Mesh
@@ -83,6 +83,15 @@ def test_a_signal_is_heard_in_a_step_that_is_not_finite(data_dir):
       flags = np.array([0, number], np.int32)
       _, metrics = step(state, {"video": batch["video"], "cond": Conditions(made).arrays(batch), "stop": flags})
       assert not metrics["finite"] and metrics["stop"] == number
+
+
+def test_the_compiler_is_given_the_options_of_its_chip(tmp_path, data_dir, monkeypatch):
+  made = config(data_dir, (), 1)
+  made.xla = {"v4": {"xla_nonsense": True}}
+  here = topology.CHIPS["v4"]._replace(kinds=(jax.devices()[0].device_kind,))
+  monkeypatch.setitem(topology.CHIPS, "v4", here)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_nonsense'"):
+    train(made, str(tmp_path))
 
 
 def test_a_run_goes_back_before_a_spike_and_on_without_it_also_when_it_is_resumed(tmp_path, data_dir, capsys):

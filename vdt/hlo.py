@@ -137,7 +137,10 @@ class Module:
       else:
         parts = [user]
       for part in parts:
-        if part.opcode in HANDING and not (part.opcode == "async-start" and self.wrapped(part).opcode not in MOVES):
+        view = part.opcode == "custom-call" and part.custom_call_target != "tpu_custom_call"  # of parts, as one
+        if (view or part.opcode in HANDING) and not (
+          part.opcode == "async-start" and self.wrapped(part).opcode not in MOVES
+        ):
           goes_to = part.shape.tuple_shapes[0] if part.opcode == "copy-start" else part.shape
           if HOST not in {space for _, space in sizes(goes_to)}:
             found = max(found, self.read_back(part, held))
