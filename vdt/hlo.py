@@ -137,16 +137,19 @@ class Module:
       else:
         parts = [user]
       for part in parts:
-        view = part.opcode == "custom-call" and part.custom_call_target != "tpu_custom_call"  # of parts, as one
-        if (view or part.opcode in HANDING) and not (
-          part.opcode == "async-start" and self.wrapped(part).opcode not in MOVES
-        ):
+        if self.hands_on(part):
           goes_to = part.shape.tuple_shapes[0] if part.opcode == "copy-start" else part.shape
           if HOST not in {space for _, space in sizes(goes_to)}:
             found = max(found, self.read_back(part, held))
         elif "transpose(jvp" in self.place(part):
           found = max(found, held)
     return found
+
+  def hands_on(self, each: Any) -> bool:
+    """Whether what an instruction makes is what it was given, elsewhere or, of parts, as one."""
+    if each.opcode == "async-start":
+      return self.wrapped(each).opcode in MOVES
+    return each.opcode in HANDING or (each.opcode == "custom-call" and each.custom_call_target != "tpu_custom_call")
 
   def stacked(self, loop: Any) -> float:
     """Bytes of the arrays that a loop fills, a row each time it runs; not of those that it hands on."""
