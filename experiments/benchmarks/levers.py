@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.levers [--json FILE] [ROW...]
 
 `vdt plan`'s estimates of `experiments/large.py:xl` on 256 chips of v5e and 64 of v5p, four and eight clips a chip: as
-it ships but for their number, then without what it has of the compiler's options, of kept weights and of repeats
+it ships but for their number, then without what it has of the compiler's options, of kept parameters and of repeats
 written out; and, with these as a scan, which the compiler is done with in a third of the time, with one thing changed
 at a time. Prints a table and writes JSON after each row: all, or those whose names have one of ROW in them, beside what
 FILE has. Compiled programs are kept with the plans: a second run, or one that was cut off, goes on where it was.
@@ -64,7 +64,7 @@ def as_it_is(config: Config) -> None:
 LEVERS = {  # what changes, and the axes whose attention has no kernel of ours
   "as it ships": (as_it_ships, ()),
   "no options of the compiler": (model(scan=False, remat="dots+params"), ()),
-  "nor kept weights": (model(scan=False), ()),
+  "nor parameters kept": (model(scan=False), ()),
   "nor repeats written out, but a scan, as below": (as_it_is, ()),
   "attention by plain products, float32 logits in memory": (as_it_is, ("space", "time")),
   "the kernel for space alone": (as_it_is, ("time",)),
