@@ -118,6 +118,14 @@ def test_a_peak_above_what_is_there_is_refused_and_so_is_what_was_before(capsys,
     assert [*filter(None, compiled.OUT_OF_MEMORY.search(said).groups())] == ["21.5", "G", "15.75", "G"]
 
 
+def test_what_the_compiler_makes_nothing_of_is_said():
+  """Small arrays over data alone, on two slices (libtpu 0.0.52)."""
+  config = runpy.run_path(str(ROOT / "experiments" / "large.py"))["get_config"]("tiny")
+  config.data.batch_size = 16
+  with pytest.raises(compiled.Refused, match=r"makes nothing of this \(UNIMPLEMENTED.*try another mesh, say mesh.fsdp"):
+    plan.plan(config, "v5e:2x4", 2, sampling=False)
+
+
 def test_options_of_the_compiler_reach_that_of_their_chip():
   config = get_config()
   config.data.frames, config.model.depth, config.model.pattern = 1, 1, (("space",),)
@@ -126,6 +134,7 @@ def test_options_of_the_compiler_reach_that_of_their_chip():
   for options, said in (
     ({"v5e": {"xla_nonsense": True}}, "config.xla: No such compile option: 'xla_nonsense'"),
     ({"v5e": {"xla_enable_async_all_reduce": "purple"}}, "config.xla: Failed to parse 'purple'"),
+    ({"v5e": "xla_nonsense=true"}, "options by chip, as"),
     ({"h100": {}}, "config.xla is by chip, one of v4, v5e, v5p, v6e, not 'h100'"),
   ):
     with pytest.raises(ValueError, match=said):

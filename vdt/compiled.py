@@ -33,6 +33,10 @@ class TooLarge(ValueError):
     self.used, self.there = used, there
 
 
+class Refused(ValueError):
+  """A program that the TPU compiler makes nothing of, for another reason than its memory."""
+
+
 @contextlib.contextmanager
 def unkept() -> Iterator[None]:
   """Keeps what is compiled out of JAX's own cache, from which programs for described chips cannot be read again."""
@@ -50,8 +54,8 @@ def program(
 ) -> dict[str, Any]:
   """Memory and cost of a lowered program on a chip, from the compiler, or from the cache where it was asked before.
 
-  options: of the compiler. TooLarge, with what the compiler said, or PEAK, where it
-  needs more memory than a chip has.
+  options: of the compiler; ValueError for one that it does not know. TooLarge, with what the compiler said, or PEAK,
+  where it needs more memory than a chip has. Refused where the compiler fails otherwise.
   """
   told = [lowered.as_text(), name, str(slices), *(metadata.version(each) for each in ("jax", "jaxlib", "libtpu"))]
   told += [str(where.devices), *(os.environ.get(flags, "") for flags in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"))]
@@ -96,7 +100,8 @@ def compile_for(lowered: Any, options: dict[str, Any] | None) -> tuple[dict[str,
       return {"said": str(error), "needs": float(used) * unit[used_in], "there": float(there) * unit[there_in]}, b""
     if found := OPTION.search(str(error)):
       raise ValueError(f"config.xla: {found.group()}") from None
-    raise
+    reason = str(error).splitlines()[0][:200]
+    raise Refused(f"the TPU compiler makes nothing of this ({reason}): try another mesh, say mesh.fsdp") from error
   memory = compiled.memory_analysis()
   sizes = {
     "arguments": memory.argument_size_in_bytes,

@@ -280,6 +280,11 @@ class Config:
         f"model.sound is {self.model.sound}, config.sound None: set it, to LogMel() say, or leave out sound in "
         f"model.pattern"
       )
+    named = lambda each, kinds: (
+      isinstance(each, dict) and all(isinstance(name, str) and isinstance(value, kinds) for name, value in each.items())
+    )
+    if not (named(self.xla, dict) and all(named(each, (bool, int, float, str)) for each in self.xla.values())):
+      raise ValueError(f'config.xla is {self.xla!r}: options by chip, as {{"v5e": {{"xla_...": True}}}}')
     if self.data.batch_size < 1:
       raise ValueError(f"data.batch_size is {self.data.batch_size}: at least 1")
     try:

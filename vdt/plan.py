@@ -16,7 +16,7 @@ import tqdm
 from jax.sharding import NamedSharding
 
 from vdt import checkpoint, conditions, distributed, sharding, topology
-from vdt.compiled import PEAK, TooLarge, program
+from vdt.compiled import PEAK, Refused, TooLarge, program
 from vdt.config import Config
 from vdt.distributed import CHUNK
 from vdt.sample import make
@@ -162,7 +162,8 @@ def refusal(config: Config, shape: Any, error: TooLarge, state: float, mesh: jax
   if state > 0.5 * error.there and mesh.shape["data"] > 1:
     levers.append(f"raise mesh.fsdp ({mesh.shape['fsdp']}), over which the state lies")
   if config.model.remat != "full":
-    levers.append(f'set model.remat to "full" (it is "{config.model.remat}")')
+    less = '"dots" or "full"' if config.model.remat == "dots+params" else '"full"'
+    levers.append(f'set model.remat to {less} (it is "{config.model.remat}")')
   if shape.batch_size // parts > config.micro_batches:
     levers.append(f"raise micro_batches ({config.micro_batches}) to as much as {shape.batch_size // parts}")
   elif shape.batch_size > parts:
@@ -263,7 +264,7 @@ def search(config: Config, name: str, slices: int, limit: int) -> list[tuple[Con
       ranked.append((twice + moved, len(ranked), each))
   found = []
   for _, _, each in tqdm.tqdm(sorted(ranked)[:limit], unit="plan", file=sys.stderr):
-    with contextlib.suppress(TooLarge):
+    with contextlib.suppress(TooLarge, Refused):
       found.append((each, plan(each, name, slices, sampling=False)))
   return sorted(found, key=lambda pair: pair[1]["step_seconds"])
 

@@ -114,12 +114,16 @@ def row(topology: str, name: str) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--json", type=Path, default=RESULTS)
-  parser.add_argument("rows", nargs="*", metavar="ROW")
+  parser.add_argument("--json", type=Path, default=RESULTS, help="the file to write")
+  parser.add_argument(
+    "rows", nargs="*", metavar="ROW", help="these alone, by parts of their names; FILE keeps the rest"
+  )
   options = parser.parse_args()
+  if not options.json.parent.is_dir():
+    parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
   names = [name for name in LEVERS if not options.rows or any(part in name for part in options.rows)]
   if missing := [part for part in options.rows if not any(part in name for name in LEVERS)]:
-    parser.error(f"no row has {missing[0]!r} in its name: they are {', '.join(LEVERS)}")
+    parser.error(f"no row has {missing[0]!r} in its name: they are {'; '.join(LEVERS)}")
   found: dict[str, dict] = json.loads(options.json.read_text()) if options.rows and options.json.exists() else {}
   for topology in SLICES:
     print(f"\n{topology:56} MFU  step, ms  HBM, GB  of least  unfused  exposed  FLOPs  peak, GiB")
