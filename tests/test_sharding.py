@@ -151,7 +151,9 @@ def test_parameters_that_are_kept_are_gathered_once_in_the_computation_s_type(da
   matrices = sum(leaf.shape[0] for path, leaf in repeats if sharding.path_name(path).endswith("kernel"))
   assert matrices == 32 and gathers["dots"] - gathers["dots+params"] == matrices, gathers
   with jax.set_mesh(mesh):
-    found = jax.eval_shape(partial(layout.gathered, dtype=jnp.bfloat16), state.params["pattern"]["blocks"][0]["mlp"])
+    found = jax.eval_shape(
+      partial(layout.gathered, dtype=jnp.dtype("bfloat16")), state.params["pattern"]["blocks"][0]["mlp"]
+    )
   assert found["body"]["up"]["kernel"].dtype == jnp.bfloat16 and found["body"]["up"]["bias"].dtype == jnp.float32
 
 
